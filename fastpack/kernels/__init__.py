@@ -1,0 +1,5 @@
+"""The kernels, in Numba's Python. Only the compiler imports them; at run time there is machine code."""
+
+from fastpack.kernels import layout, rows
+
+__all__ = ["layout", "rows"]

@@ -1,0 +1,105 @@
+"""The layout of a packed batch: from lengths to batch sizes and permutations, and back."""
+
+from typing import Any
+
+from fastpack import blocks
+from fastpack.kernels.kernel import kernel
+
+LARGEST = 2**63 - 1
+
+
+@kernel(blocks.MeasureLengths)
+def measure_lengths(begin: int, end: int, lengths: Any, B: int, limit: int, facts: Any) -> None:
+    longest, total, negative, too_long, first_empty, first_rise = 0, 0, -1, -1, -1, -1
+    for i in range(B):
+        length = lengths[i]
+        if length < 0 and negative < 0:
+            negative = i
+        if length > limit and too_long < 0:
+            too_long = i
+        if length == 0 and first_empty < 0:
+            first_empty = i
+        if i > 0 and length > lengths[i - 1] and first_rise < 0:
+            first_rise = i
+        longest = max(longest, length)
+        if total >= 0 and length > LARGEST - total:
+            total = -1  # more rows than int64 can count
+        if total >= 0:
+            total += length
+    facts[0] = longest
+    facts[1] = total
+    facts[2] = negative
+    facts[3] = too_long
+    facts[4] = first_empty
+    facts[5] = first_rise
+
+
+@kernel(blocks.SortByLength)
+def sort_by_length(
+    begin: int, end: int, lengths: Any, B: int, T: int, batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any
+) -> None:
+    # batch_sizes is also the only working memory. It first counts the sequences of each length, then holds where the
+    # next sequence of each length belongs. When all are placed it holds the batch sizes, one step late.
+    for t in range(T):
+        batch_sizes[t] = 0
+    for i in range(B):
+        if lengths[i] > 0:
+            batch_sizes[lengths[i] - 1] += 1
+    longer = 0
+    for t in range(T - 1, -1, -1):
+        longer += batch_sizes[t]
+        batch_sizes[t] = longer
+    # the first place for length l is the number of longer sequences: batch_sizes[l], and 0 for the longest
+    place_of_longest = 0
+    for i in range(B):
+        length = lengths[i]
+        if length == T:
+            place = place_of_longest
+            place_of_longest += 1
+        else:
+            place = batch_sizes[length]
+            batch_sizes[length] += 1
+        sorted_indices[place] = i
+        unsorted_indices[i] = place
+    for t in range(T - 1):
+        batch_sizes[t] = batch_sizes[t + 1]
+    if T > 0:
+        batch_sizes[T - 1] = place_of_longest
+
+
+@kernel(blocks.MeasureLayout)
+def measure_layout(begin: int, end: int, batch_sizes: Any, T: int, sorted_indices: Any, unsorted_indices: Any, B: int, facts: Any) -> None:
+    total, bad_step, bad_index = 0, -1, -1
+    largest = B
+    for t in range(T):
+        size = batch_sizes[t]
+        if (size < 1 or size > largest) and bad_step < 0:
+            bad_step = t
+        largest = size
+        if total >= 0 and bad_step < 0:
+            total = -1 if size > LARGEST - total else total + size
+    # two arrays are inverse permutations exactly if each index of the one finds its place in the other
+    for place in range(B):
+        i = sorted_indices[place]
+        if (i < 0 or i >= B) and bad_index < 0:
+            bad_index = place
+        elif bad_index < 0 and unsorted_indices[i] != place:
+            bad_index = place
+    facts[0] = total
+    facts[1] = bad_step
+    facts[2] = bad_index
+
+
+@kernel(blocks.LengthsInOrder)
+def lengths_in_order(begin: int, end: int, batch_sizes: Any, T: int, unsorted_indices: Any, B: int, lengths: Any) -> None:
+    # the k-th longest sequence is as long as there are steps with more than k sequences
+    for i in range(B):
+        place = unsorted_indices[i]
+        low, high = 0, T
+        while low < high:
+            middle = (low + high) // 2
+            if batch_sizes[middle] > place:
+                low = middle + 1
+            else:
+                high = middle
+        lengths[i] = low

@@ -1,0 +1,119 @@
+"""Pointers in Numba: moving along, reading as another type, copying. Each is a line or two of LLVM IR."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+I8, I64 = ir.IntType(8), ir.IntType(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def advance(_typing: Any, pointer: Any, count: Any) -> Any:
+    """The pointer `count` items further on. Pointer arithmetic, never integers: LLVM 22 can miscompile `inttoptr` sums."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        item = context.get_data_type(signature.args[0].dtype)
+        return builder.gep(args[0], [args[1]], source_etype=item)
+
+    return pointer(pointer, types.int64), codegen
+
+
+def _reader(item: Any, name: str) -> Any:
+    """A function that makes any pointer one to `item`."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def reinterpret(_typing: Any, pointer: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(item)(pointer), codegen
+
+    reinterpret.__name__ = name
+    return reinterpret
+
+
+as_uint16 = _reader(types.uint16, "as_uint16")
+as_uint32 = _reader(types.uint32, "as_uint32")
+as_uint64 = _reader(types.uint64, "as_uint64")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def memcpy(_typing: Any, to: Any, source: Any, count: Any) -> Any:
+    """Copy `count` bytes by the C library."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pointer = I8.as_pointer()
+        kind = ir.FunctionType(pointer, [pointer, pointer, I64])
+        function = builder.module.globals.get("memcpy") or ir.Function(builder.module, kind, name="memcpy")
+        builder.call(function, args)
+        return context.get_dummy_value()
+
+    return types.void(to, source, types.int64), codegen
+
+
+def _copier(width: int) -> Any:
+    """A function that copies `width` bytes by one vector load and one store, neither aligned."""
+    vector = ir.VectorType(I8, width)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def copy(_typing: Any, to: Any, source: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            target, origin = (builder.bitcast(address, vector.as_pointer()) for address in args)
+            builder.store(builder.load(origin, align=1), target, align=1)
+            return context.get_dummy_value()
+
+        return types.void(to, source), codegen
+
+    return copy
+
+
+copy_1, copy_2, copy_4, copy_8, copy_16, copy_32 = (_copier(width) for width in (1, 2, 4, 8, 16, 32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stack_pointers(_typing: Any, count: Any) -> Any:
+    """Room on the stack for `count` pointers, a literal number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, _args: Any) -> Any:
+        pointer = context.get_value_type(types.CPointer(types.uint8))
+        with builder.goto_entry_block():
+            return builder.alloca(pointer, size=ir.Constant(I64, signature.args[0].literal_value))
+
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return types.CPointer(types.CPointer(types.uint8))(count), codegen
+
+
+def transposer(item_bytes: int, side: int) -> Any:
+    """A function that transposes a tile of `side` by `side` items of `item_bytes`, in registers.
+
+    It reads `side` runs of `side` items at `sources` and writes as many at `targets`, each `offset` bytes further on.
+    Interleaving the first half of the vectors with the second, log2(side) times, is a transposition.
+    """
+    vector = ir.VectorType(ir.IntType(8 * item_bytes), side)
+    low = [k // 2 + side * (k % 2) for k in range(side)]
+    high = [side // 2 + k for k in low]
+
+    def mask(lanes: list[int]) -> ir.Constant:
+        return ir.Constant(ir.VectorType(ir.IntType(32), side), lanes)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def transpose(_typing: Any, sources: Any, source_offset: Any, targets: Any, target_offset: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            def place(pointers: Any, offset: Any, k: int) -> Any:
+                pointer = builder.load(builder.gep(pointers, [ir.Constant(I64, k)], source_etype=I8.as_pointer()), typ=I8.as_pointer())
+                return builder.bitcast(builder.gep(pointer, [offset], source_etype=I8), vector.as_pointer())
+
+            tile = [builder.load(place(args[0], args[1], k), align=1, typ=vector) for k in range(side)]
+            for _ in range(side.bit_length() - 1):
+                pairs = zip(tile[: side // 2], tile[side // 2 :], strict=True)
+                tile = [builder.shuffle_vector(a, b, mask(half)) for a, b in pairs for half in (low, high)]
+            for k, item in enumerate(tile):
+                builder.store(item, place(args[2], args[3], k), align=1)
+            return context.get_dummy_value()
+
+        return types.void(sources, types.int64, targets, types.int64), codegen
+
+    return transpose
