@@ -6,24 +6,15 @@ An array whose address is given to a kernel is bound to a name here until the ke
 
 from collections.abc import Iterable
 from itertools import pairwise
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastpack import blocks, checks
 from fastpack.checks import Array, Int64Array, address
 from fastpack.machine import run
+from fastpack.moves import Source, gather_block
 from fastpack.packed import Packed, lengths_in_order, offsets_of, sort_by_length
-
-
-class _Source(NamedTuple):
-    """Where the rows of B sequences are."""
-
-    first_rows: Int64Array  # (B,) addresses
-    strides: Int64Array  # (B or 1, 1 + D) bytes: from row to row, then along each dimension of a row
-    trailing: tuple[int, ...]  # (D,) a row's shape
-    dtype: np.dtype[Any]
 
 
 def pack(sequences: Iterable[Any]) -> Packed:
@@ -59,7 +50,7 @@ def pack(sequences: Iterable[Any]) -> Packed:
     every = np.array(list(strides) if len(strides) == 1 else [item.strides for item in arrays], np.int64)
     first_rows = np.fromiter(map(address, arrays), np.int64, len(arrays))
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-    return _pack(_Source(first_rows, every, first.shape[1:], first.dtype), lengths)
+    return _pack(Source(first_rows, every, first.shape[1:], first.itemsize), first.dtype, lengths)
 
 
 def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
@@ -100,7 +91,7 @@ def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
         raise ValueError(f"padded has the shape {batch.shape} and no sequence: a batch needs at least one")
     vector, _ = checks.lengths(lengths, B, T)
     first_rows = address(batch) + np.arange(B, dtype=np.int64) * batch.strides[0]
-    return _pack(_Source(first_rows, np.array([batch.strides[1:]], np.int64), batch.shape[2:], batch.dtype), vector)
+    return _pack(Source(first_rows, np.array([batch.strides[1:]], np.int64), batch.shape[2:], batch.itemsize), batch.dtype, vector)
 
 
 def pack_ragged(values: Any, offsets: Any) -> Packed:
@@ -134,7 +125,7 @@ def pack_ragged(values: Any, offsets: Any) -> Packed:
     flat = checks.rows(values, "values")
     bounds = checks.offsets(offsets, len(flat))
     first_rows = address(flat) + bounds[:-1] * flat.strides[0]
-    return _pack(_Source(first_rows, np.array([flat.strides], np.int64), flat.shape[1:], flat.dtype), np.diff(bounds))
+    return _pack(Source(first_rows, np.array([flat.strides], np.int64), flat.shape[1:], flat.itemsize), flat.dtype, np.diff(bounds))
 
 
 def pad(
@@ -273,55 +264,14 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     return values, offsets
 
 
-def _pack(source: _Source, lengths: Int64Array) -> Packed:
+def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array) -> Packed:
     vector, facts = checks.lengths(lengths)
-    layout = sort_by_length(vector, facts.longest)
-    data = np.empty((facts.total, *source.trailing), source.dtype)
+    sizes, order, places = sort_by_length(vector, facts.longest)
+    data = np.empty((facts.total, *source.trailing), dtype)
     if data.nbytes:
-        _gather(source, vector, layout[0], layout[1], data)
-    return Packed(data, *layout)
-
-
-def _gather(source: _Source, lengths: Int64Array, batch_sizes: Int64Array, order: Int64Array, data: Array) -> None:
-    """Move the rows of `source` into `data` (N, ...), which is C-contiguous."""
-    strides = source.strides
-    contiguous = np.array(data.strides)
-    if len(strides) > 1:
-        # one step or none: whatever the stride says, it is never taken
-        strides = np.where((lengths <= 1)[:, None] & (np.arange(len(contiguous)) == 0), contiguous, strides)
-    strides = np.where([False, *(size == 1 for size in source.trailing)], contiguous, strides)
-    tail = _contiguous_dimensions(strides, contiguous)
-    row_bytes, T, N = int(contiguous[0]), len(batch_sizes), len(data)
-    if tail == len(source.trailing) and (strides[:, 0] == strides[0, 0]).all():
-        step = int(strides[0, 0])
-        run(blocks.PackListed(address(source.first_rows), step, row_bytes, address(order), address(batch_sizes), T, address(data)), 0, N)
-        return
-    outer = len(source.trailing) - tail  # dimensions of a row that the kernel walks, of items that lie side by side
-    shape = np.array(source.trailing[:outer] or [1], np.int64)
-    every = np.zeros((len(lengths), 1 + len(shape)), np.int64)
-    every[:, : 1 + outer] = strides[:, : 1 + outer]
-    run(
-        blocks.PackScattered(
-            first_rows=address(source.first_rows),
-            strides=address(every),
-            row_shape=address(shape),
-            D=len(shape),
-            item_bytes=prod(source.trailing[outer:]) * data.itemsize,
-            row_bytes=row_bytes,
-            sorted_indices=address(order),
-            batch_sizes=address(batch_sizes),
-            T=T,
-            packed=address(data),
-        ),
-        0,
-        N,
-    )
-
-
-def _contiguous_dimensions(strides: Int64Array, contiguous: Array) -> int:
-    """Return how many of a row's last dimensions lie side by side in every sequence."""
-    same = (strides == contiguous).all(axis=0)[1:]
-    return len(same) if same.all() else int(np.argmin(same[::-1]))
+        block, _alive = gather_block(source, vector, address(order), address(sizes), len(sizes), address(data))
+        run(block, 0, facts.total)
+    return Packed(data, sizes, order, places)
 
 
 def _unpack(data: Array, order: Int64Array, batch_sizes: Int64Array, first_rows: Int64Array, step_bytes: int) -> None:

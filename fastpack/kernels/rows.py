@@ -34,6 +34,16 @@ class Listed(NamedTuple):
     step_bytes: int
 
 
+class Scattered(NamedTuple):
+    """The home of sequences whose rows' items lie apart, or each with strides of its own."""
+
+    first_rows: Any  # (B,) pointers
+    strides: Any  # (B, 1 + D) bytes: from row to row, then along each dimension of a row
+    row_shape: Any  # (D,)
+    D: int
+    item_bytes: int
+
+
 class Packed(NamedTuple):
     """The N rows in packed order, and their layout."""
 
@@ -54,6 +64,18 @@ def _first_row(home, i):
     if home.instance_class is Padded:
         return lambda home, i: advance(home.padded, i * home.sequence_bytes)
     return lambda home, i: home.first_rows[i]
+
+
+def step_bytes_of(home: Any, i: int) -> int:
+    """Return the bytes from a row of sequence `i` to its next; `_step_bytes_of` is what is compiled."""
+    raise TypeError("kernels are compiled, never called from Python")
+
+
+@overload(step_bytes_of)
+def _step_bytes_of(home, i):
+    if home.instance_class is Scattered:
+        return lambda home, i: home.strides[i * (1 + home.D)]
+    return lambda home, i: home.step_bytes
 
 
 @helper
@@ -85,12 +107,12 @@ def copy_row(to, source, row_bytes):
 
 
 @helper
-def move_in(packed_row, row, row_bytes):
+def move_in(packed_row, row, row_bytes, home, i):
     copy_row(packed_row, row, row_bytes)
 
 
 @helper
-def move_out(packed_row, row, row_bytes):
+def move_out(packed_row, row, row_bytes, home, i):
     copy_row(row, packed_row, row_bytes)
 
 
@@ -98,15 +120,17 @@ def move_out(packed_row, row, row_bytes):
 def walk_rows(move, t, stop, low, high, place, packed, home):
     # sequences low..high of packed order through steps t..stop; `place` is step t's first packed row
     for k in range(low, min(high, packed.batch_sizes[t])):
-        row = advance(first_row(home, packed.sorted_indices[k]), t * home.step_bytes)
+        i = packed.sorted_indices[k]
+        step_bytes = step_bytes_of(home, i)
+        row = advance(first_row(home, i), t * step_bytes)
         packed_row = advance(packed.rows, (place + k) * packed.row_bytes)
         for s in range(t, stop):
             size = packed.batch_sizes[s]
             if k >= size:
                 break
-            move(packed_row, row, packed.row_bytes)
+            move(packed_row, row, packed.row_bytes, home, i)
             packed_row = advance(packed_row, size * packed.row_bytes)
-            row = advance(row, home.step_bytes)
+            row = advance(row, step_bytes)
 
 
 @helper
@@ -129,7 +153,7 @@ def tiles(item_bytes, copy, inward):
     transpose = transposer(item_bytes, side)
 
     @helper
-    def move(packed_row, row, row_bytes):
+    def move(packed_row, row, row_bytes, home, i):
         if inward:
             copy(packed_row, row)
         else:
@@ -235,46 +259,55 @@ def unpack_listed(begin, end, first_rows, step_bytes, row_bytes, sorted_indices,
     out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Listed(first_rows, step_bytes))
 
 
-@helper
-def gather_items(copy, to, row, strides, row_shape, D, item_bytes, items):
-    # items of one row in C order; all but the last dimension by division, so that no index is kept
-    inner = row_shape[D - 1]
-    for outer in range(items // inner):
-        start, rest = row, outer
-        for d in range(D - 2, -1, -1):
-            start = advance(start, rest % row_shape[d] * strides[d])
-            rest //= row_shape[d]
-        for j in range(inner):
-            copy(to, advance(start, j * strides[D - 1]), item_bytes)
-            to = advance(to, item_bytes)
+def gathering(copy):
+    """Make the move and the block for rows whose items lie apart; copy(to, item, item_bytes) copies an item."""
+
+    @helper
+    def move(packed_row, row, row_bytes, home, i):
+        # in C order: the last dimension by its stride, the others by division, so that no index is kept
+        to, strides = packed_row, advance(home.strides, i * (1 + home.D) + 1)
+        last = home.D - 1
+        for outer in range(row_bytes // home.item_bytes // home.row_shape[last]):
+            start, rest = row, outer
+            for d in range(last - 1, -1, -1):
+                start = advance(start, rest % home.row_shape[d] * strides[d])
+                rest //= home.row_shape[d]
+            for j in range(home.row_shape[last]):
+                copy(to, advance(start, j * strides[last]), home.item_bytes)
+                to = advance(to, home.item_bytes)
+
+    @helper
+    def block(t, stop, place, packed, home):
+        walk_rows(move, t, stop, 0, packed.batch_sizes[t], place, packed, home)
+
+    return move, block
 
 
 @helper
-def item_4(to, source, item_bytes):
-    copy_4(to, source)
+def item_4(to, item, item_bytes):
+    copy_4(to, item)
 
 
 @helper
-def item_8(to, source, item_bytes):
-    copy_8(to, source)
+def item_8(to, item, item_bytes):
+    copy_8(to, item)
+
+
+gather_4, gather_block_4 = gathering(item_4)
+gather_8, gather_block_8 = gathering(item_8)
+gather_any, gather_block_any = gathering(copy_row)
 
 
 @kernel(blocks.PackScattered)
 def pack_scattered(begin, end, first_rows, strides, row_shape, D, item_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
-    place = 0
-    for t in range(T):
-        for k in range(max(0, begin - place), min(batch_sizes[t], end - place)):
-            i = sorted_indices[k]
-            along = advance(strides, i * (1 + D))
-            row = advance(first_rows[i], t * along[0])
-            to = advance(packed, (place + k) * row_bytes)
-            if item_bytes == 4:
-                gather_items(item_4, to, row, advance(along, 1), row_shape, D, item_bytes, row_bytes // item_bytes)
-            elif item_bytes == 8:
-                gather_items(item_8, to, row, advance(along, 1), row_shape, D, item_bytes, row_bytes // item_bytes)
-            else:
-                gather_items(copy_row, to, row, advance(along, 1), row_shape, D, item_bytes, row_bytes // item_bytes)
-        place += batch_sizes[t]
+    rows = Packed(packed, row_bytes, sorted_indices, batch_sizes, T)
+    home = Scattered(first_rows, strides, row_shape, D, item_bytes)
+    if item_bytes == 4:
+        walk(begin, end, gather_block_4, gather_4, rows, home)
+    elif item_bytes == 8:
+        walk(begin, end, gather_block_8, gather_8, rows, home)
+    else:
+        walk(begin, end, gather_block_any, gather_any, rows, home)
 
 
 @helper
