@@ -1,10 +1,8 @@
 """The build hook: compiles the kernels into one library a CPU level, which the wheel carries. Needs numba and `cc`."""
 
-import os
 import platform
 import sys
 import sysconfig
-from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -31,4 +29,5 @@ def platform_tag() -> str:
     """Return the platform that the libraries need: their only outside symbols are memcpy, memmove and memset, of any version."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         return f"manylinux_2_17_{platform.machine()}"
-    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    return tag.replace("universal2", platform.machine())  # the libraries are for the one kind of CPU that built them

@@ -9,16 +9,19 @@ import importlib.metadata
 import logging
 import os
 import platform
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 
-from fastpack.machine import Library, kernel_names, sources_digest
+from fastpack.machine import Library, kernel_blocks, sources_digest, symbol
 
 LONGEST_WAIT = 180.0  # seconds for another process to finish compiling, before we do it ourselves
+KEPT_DAYS = 90  # files of other sources, versions or CPUs are removed when they are older
 log = logging.getLogger("fastpack")
 
 
@@ -26,13 +29,16 @@ def cache_folder() -> Path | None:
     """Return the folder for compiled kernels: FASTPACK_CACHE_DIR or the system's place for caches; None where there is none."""
     try:
         if chosen := os.environ.get("FASTPACK_CACHE_DIR"):
-            return Path(chosen)
+            return Path(chosen).expanduser().absolute()
         if sys.platform == "win32":
-            return Path(os.environ["LOCALAPPDATA"]) / "fastpack" / "cache"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "fastpack"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpack"
-    except (KeyError, RuntimeError):  # no LOCALAPPDATA, no home
+            folder = Path(os.environ["LOCALAPPDATA"]) / "fastpack" / "cache"
+        elif sys.platform == "darwin":
+            folder = Path.home() / "Library" / "Caches" / "fastpack"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+            folder = (base if base.is_absolute() else Path.home() / ".cache") / "fastpack"  # a relative one is to be ignored
+        return folder if folder.is_absolute() else None
+    except (KeyError, RuntimeError, OSError):  # no LOCALAPPDATA, no home, a current folder that was removed
         return None
 
 
@@ -53,20 +59,24 @@ def load(level: str, reason: str) -> Library:
         llvmlite or numba is not installed, or the compiler failed.
     """
     try:
-        import llvmlite.binding as llvm
-
         path = cache_file(level)
-    except ImportError as error:  # PackageNotFoundError is one
+        with _fork_waits:
+            import llvmlite.binding as llvm
+    except (ImportError, OSError) as error:  # PackageNotFoundError is an ImportError, a library that cannot be opened an OSError
         raise RuntimeError(
-            f"fastpack has no kernels that fit ({reason}), and cannot compile them: {error}. Install fastpack[jit], or a wheel for this platform"
+            f"fastpack has no kernels that fit ({reason}), and cannot compile them: {error}."
+            " Install fastpack[jit], or a wheel for this platform"
         ) from error
     code = cached_object(level, path)
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    addresses = {name: engine.get_function_address(f"fastpack_{name}") for name in kernel_names()}
+    with _fork_waits:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        addresses = {name: engine.get_function_address(symbol(block)) for name, block in kernel_blocks().items()}
+    if not all(addresses.values()):
+        raise RuntimeError("fastpack's files have changed since this process imported it: start the process again")
     return Library(level, addresses, str(path) if path else "memory", f"{reason}; compiled here", engine)
 
 
@@ -81,7 +91,8 @@ def cached_object(level: str, path: Path | None, say: Callable[[str], None] = lo
             if code is None:
                 say(f"fastpack: compiling the kernels for {level}, once; it takes about 20 seconds")
                 code = object_code(level)
-                _write(path, code)
+                if path is not None and path == cache_file(level):  # else the sources changed while we waited
+                    _write(path, code)
     return code
 
 
@@ -92,35 +103,70 @@ def _is_ours(status: os.stat_result) -> bool:
 
 def _read(path: Path | None) -> bytes | None:
     try:
-        if path is None or not _is_ours(path.parent.stat()):
-            return None
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            if not _is_ours(os.fstat(file.fileno())):
-                return None
-            content = file.read()
+        content = _content(path) if path else None
     except OSError:
         return None
-    # the digest tells a truncated or mistaken file from a whole one; against an attacker stands the ownership above
+    if path is None or content is None:
+        return None
+    # the digest tells a truncated or mistaken file from a whole one; against an attacker stands the ownership
     code, digest = content[:-32], content[-32:]
     return code if hashlib.sha256(path.name.encode() + code).digest() == digest else None
 
 
-def _write(path: Path | None, code: bytes) -> None:
-    if path is None:
-        return
+def _content(path: Path) -> bytes | None:
+    """Return what the file holds, if it and its folder are ours. What is looked at is what is read: nothing is opened twice."""
+    if not hasattr(os, "geteuid"):
+        return path.read_bytes()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(os.fstat(folder)):
+            return None
+        # not blocking, as a pipe might lie there, whose other end nobody opens
+        handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+            return None
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the cache folder, or raise OSError if it is not ours, so that what lies in it is of no use."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_ours(folder.stat()):
+        raise PermissionError(f"others can write to {folder}")
+
+
+def _write(path: Path, code: bytes) -> None:
+    try:
+        _make_folder(path.parent)
         handle, fresh = tempfile.mkstemp(dir=path.parent, suffix=".new")
     except OSError as error:
-        log.info("fastpack: the kernels are not kept: %s", error)
+        log.warning("fastpack: the compiled kernels are not kept: %s", error)
         return
     try:
         with open(handle, "wb") as file:
             file.write(code + hashlib.sha256(path.name.encode() + code).digest())
-        os.replace(fresh, path)
+        Path(fresh).replace(path)
+        _remove_old(path.parent)
     except OSError as error:  # a full disk, say
-        log.info("fastpack: the kernels are not kept: %s", error)
-        Path(fresh).unlink(missing_ok=True)
+        log.warning("fastpack: the compiled kernels are not kept: %s", error)
+    finally:
+        with suppress(OSError):  # it is no longer there, unless something went wrong
+            Path(fresh).unlink()
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what was made for other sources, versions or CPUs long ago, and what a killed process left."""
+    for old in [*folder.glob("kernels-*"), *folder.glob("*.new")]:
+        with suppress(OSError):
+            if old.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
+                old.unlink()
 
 
 @contextmanager
@@ -131,19 +177,41 @@ def _one_at_a_time(path: Path | None) -> Iterator[None]:
 
         if path is None:
             raise OSError("no folder")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = open(path.with_suffix(".lock"), "ab")  # noqa: SIM115  closed below, on every path
+        _make_folder(path.parent)
+        # as in _content: neither a link nor a pipe leads us astray
+        handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except (ImportError, OSError):
         yield
         return
-    with file:
+    _held.add(handle)
+    try:
         deadline = time.monotonic() + LONGEST_WAIT
         while time.monotonic() < deadline:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.05)
             except OSError:  # a file system without locks
                 break
         yield
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+
+
+# A fork copies the handles of lock files, and such a lock is held until all copies are closed: a child closes its own.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+    _fork_waits.release()
+
+
+# llvmlite has a lock of its own. A child forked while another thread is inside would find it locked for ever, so a fork waits
+# for those moments, under 0.1 s. Not for the compiler: it runs in another process.
+_fork_waits = RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_fork_waits.acquire, after_in_parent=_fork_waits.release, after_in_child=_let_go)

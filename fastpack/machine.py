@@ -6,14 +6,15 @@
 import ctypes
 import os
 import platform
-import threading
+import sys
+from _thread import allocate_lock  # `threading` and `pathlib` would add a third to the time of `import fastpack`
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from itertools import takewhile
 from struct import Struct
 from typing import Any, NamedTuple
 
-PACKAGE = Path(__file__).resolve().parent
-LIBRARIES = PACKAGE / "_machine_code"
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+LIBRARIES = os.path.join(PACKAGE, "_machine_code")
 
 # What each level asks of a CPU, beyond the level before it, as Linux and as NumPy name it.
 X86_LEVELS = {
@@ -21,6 +22,9 @@ X86_LEVELS = {
     "x86-64-v3": "avx avx2 bmi1 bmi2 f16c fma abm movbe",
     "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl",
 }
+
+# NumPy's names, in lower case, where they differ
+NUMPY_NAMES = {"sse41": "sse4_1", "sse42": "sse4_2", "fma3": "fma", "bmi": "bmi1", "lzcnt": "abm"}
 
 
 class Library(NamedTuple):
@@ -35,9 +39,11 @@ class Library(NamedTuple):
 
 def cpu_levels() -> list[str]:
     """Return the levels that kernels are built for on this kind of machine, lowest first."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    # a 32-bit Python on a 64-bit CPU runs 32-bit code only
+    if platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32:
         return list(X86_LEVELS)
-    return ["generic", f"host-{host_fingerprint()}"]
+    fingerprint = host_fingerprint()
+    return ["generic", f"host-{fingerprint}"] if fingerprint else ["generic"]
 
 
 def supported_levels() -> list[str]:
@@ -46,22 +52,19 @@ def supported_levels() -> list[str]:
     if levels[0] == "generic":
         return levels
     features = cpu_features()
-    supported = levels[:1]  # NumPy itself needs no less
-    for level in levels[1:]:
-        if not features.issuperset(X86_LEVELS[level].split()):
-            break
-        supported.append(level)
-    return supported
+    if not features:
+        return levels[:1]  # unknown: what any x86 CPU of the last fifteen years has, and what NumPy itself is built for
+    supported = list(takewhile(lambda level: features.issuperset(X86_LEVELS[level].split()), levels))
+    return supported or ["generic"]  # an emulator may hide even the lowest level's features
 
 
 def cpu_features() -> set[str]:
-    """Return the features of an x86 CPU that the operating system lets programs use, by Linux's names."""
+    """Return the features of an x86 CPU that the operating system lets programs use, by Linux's names; empty if unknown."""
     try:
-        # one page: the file lists every core, and each costs the kernel time
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file.read(8192).splitlines():
-                if line.startswith("flags"):
-                    return set(line.partition(":")[2].split())
+        with open("/proc/cpuinfo", "rb") as file:
+            for line in file:  # no further than the first core: each costs the kernel time
+                if line.startswith(b"flags"):
+                    return set(line.decode("ascii", "replace").partition(":")[2].split())
     except OSError:
         pass
     try:  # private to NumPy, so never relied on: without it, the lowest level
@@ -69,32 +72,37 @@ def cpu_features() -> set[str]:
     except ImportError:
         return set()
     features = {name.lower() for name, present in known.items() if present}
-    if {"fma3", "avx2"} <= features:
-        features |= {"fma", "bmi1", "bmi2", "abm", "movbe"}  # every CPU with AVX2 and FMA has these; NumPy does not list them
-    return features
+    features |= {linux for numpy, linux in NUMPY_NAMES.items() if numpy in features}
+    if {"fma", "avx2"} <= features:
+        features |= {"bmi1", "bmi2", "abm", "movbe"}  # every CPU with AVX2 and FMA has these; NumPy lists them from 2.4 on
+    return features | {"cx16"} if "sse4_2" in features else features  # likewise
 
 
 def host_fingerprint() -> str:
-    """Return a name for exactly this CPU, where there are no named levels."""
-    import hashlib
+    """Return a name for exactly this CPU, where there are no named levels; empty where nothing tells it from others of its kind."""
+    import zlib
 
-    described = platform.machine() + platform.processor()
+    described = [platform.processor().encode()] if sys.platform == "win32" else []
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            lines = file.read(8192).lower().splitlines()
-        described += "".join(sorted({line for line in lines if line.startswith(("features", "cpu implementer", "cpu part", "isa"))}))
+        with open("/proc/cpuinfo", "rb") as file:
+            # what the kernel says of any core, as cores may differ; clocks and counters change from one look to the next
+            named = (b"features", b"flags", b"cpu implementer", b"cpu part", b"cpu variant", b"cpu\t", b"isa", b"uarch", b"model name")
+            described += sorted({line for line in file.read(2**20).lower().splitlines() if line.startswith(named)})
     except OSError:
         pass
-    return hashlib.sha256(described.encode()).hexdigest()[:8]
+    return f"{zlib.crc32(b'|'.join([platform.machine().encode(), *described])):08x}" if any(described) else ""
 
 
 def sources_digest() -> str:
     """Return a hash of all that decides what the kernels' machine code is: a library built from other sources does not fit."""
     import hashlib
 
+    folder = os.path.join(PACKAGE, "kernels")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".py") and not name.startswith("."))
     digest = hashlib.sha256()
-    for path in [*sorted((PACKAGE / "kernels").glob("*.py")), PACKAGE / "blocks.py", PACKAGE / "compiler.py"]:
-        digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    for path in [*(os.path.join("kernels", name) for name in names), "blocks.py", "compiler.py"]:
+        with open(os.path.join(PACKAGE, path), "rb") as file:
+            digest.update(path.encode() + file.read().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
 
 
@@ -115,8 +123,9 @@ def chosen_level() -> tuple[str, str]:
     wanted = os.environ.get("FASTPACK_CPU", "")
     if not wanted:
         return supported[-1], "the highest level of this CPU"
-    if wanted not in cpu_levels():
-        raise ValueError(f"FASTPACK_CPU is {wanted!r}, but the levels here are {', '.join(cpu_levels())}")
+    known = list(dict.fromkeys([*supported, *cpu_levels()]))
+    if wanted not in known:
+        raise ValueError(f"FASTPACK_CPU is {wanted!r}, but the levels here are {', '.join(known)}")
     if wanted not in supported:
         raise ValueError(f"FASTPACK_CPU is {wanted!r}, but this CPU runs no more than {supported[-1]}")
     return wanted, "FASTPACK_CPU"
@@ -131,29 +140,48 @@ def _open_library() -> Library:
         from fastpack import fallback
 
         return fallback.load(level, f"{reason}; FASTPACK_KERNELS=jit")
+    problem = "no library was built ahead"
     # without a wish for a level, the best that was built will do
-    levels = [level] if reason == "FASTPACK_CPU" else supported_levels()[::-1]
-    for level in levels:
-        path = LIBRARIES / library_name(level)
-        if path.exists():
-            return Library(level, _addresses(ctypes.CDLL(str(path))), str(path), f"{reason}; built ahead", None)
+    for candidate in [level] if reason == "FASTPACK_CPU" else supported_levels()[::-1]:
+        path = _built(candidate)
+        if path:
+            try:
+                return Library(candidate, _addresses(ctypes.CDLL(path)), path, f"{reason}; built ahead", None)
+            except (OSError, AttributeError) as error:  # not for this system, on a file system without execution, ...
+                problem = f"{os.path.basename(path)} cannot be opened: {error}"
+        elif any(name.startswith(f"{candidate}-") for name in _present()):
+            problem = "the library was built from other sources"
     from fastpack import fallback
 
-    why = "built from other sources" if any(LIBRARIES.glob("*.so")) else "not built"
-    return fallback.load(levels[0], f"{reason}; the ahead-built library is {why}")
+    return fallback.load(level, f"{reason}; {problem}")
+
+
+def _present() -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(LIBRARIES) if name.endswith(".so"))
+    except OSError:
+        return []
+
+
+def _built(level: str) -> str | None:
+    """Return the library for `level` that was built from the sources as they are."""
+    try:
+        name = library_name(level)
+    except OSError:  # a frozen program carries no sources, so they cannot have changed: the one library of its level
+        return next((os.path.join(LIBRARIES, name) for name in _present() if name.startswith(f"{level}-")), None)
+    return os.path.join(LIBRARIES, name) if name in _present() else None
 
 
 def _addresses(opened: ctypes.CDLL) -> dict[str, int]:
-    addresses = {name: ctypes.cast(getattr(opened, f"fastpack_{name}"), ctypes.c_void_p).value or 0 for name in kernel_names()}
-    return addresses
+    return {name: ctypes.cast(opened[symbol(block)], ctypes.c_void_p).value or 0 for name, block in kernel_blocks().items()}
 
 
-def kernel_names() -> list[str]:
-    """Return the name of each kernel: its block's, in lower case with underscores."""
+def kernel_blocks() -> dict[str, type]:
+    """Return each kernel's name and block."""
     from fastpack import blocks
 
-    tuples = [item for item in vars(blocks).values() if isinstance(item, type) and issubclass(item, tuple) and item is not NamedTuple]
-    return [kernel_name(item) for item in tuples]
+    tuples = [item for item in vars(blocks).values() if isinstance(item, type) and issubclass(item, tuple)]
+    return {kernel_name(item): item for item in tuples}
 
 
 def kernel_name(block: type) -> str:
@@ -161,8 +189,20 @@ def kernel_name(block: type) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in block.__name__).lstrip("_")
 
 
+def symbol(block: type) -> str:
+    """Return the name of the kernel's entry in machine code, which holds a hash of its arguments' names and kinds.
+
+    So code made for other arguments is never found, whatever its file is called: a package that is upgraded under a running
+    process has new files on disk and old blocks in memory.
+    """
+    import zlib
+
+    arguments = [f"{name}:{hint.__metadata__[0]}" for name, hint in block.__annotations__.items()]
+    return f"fastpack_{kernel_name(block)}_{zlib.crc32(' '.join(arguments).encode()):08x}"
+
+
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p)
-_lock = threading.Lock()
+_lock = allocate_lock()
 _library: Library | None = None
 _calls: dict[type, tuple[Callable[[int, int, bytes], None], Callable[..., bytes], int]] = {}
 
@@ -193,7 +233,7 @@ def run(block: Iterable[int], begin: int = 0, end: int = 1) -> None:
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = allocate_lock()
 
 
 if hasattr(os, "register_at_fork"):  # a child forked while another thread opened the library must not wait for that thread
