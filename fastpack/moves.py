@@ -1,5 +1,6 @@
 """Gathering rows from anywhere into packed order: what both levels do with rows that are not simply padded."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -30,8 +31,10 @@ def gather_block(
 
     `lengths` (B,) is in the caller's order; `sorted_indices`, `batch_sizes` and `packed` are addresses.
     """
+    rows, strides = (sorted_indices, batch_sizes, T, packed), source.strides
+    if len(strides) == 1 and is_contiguous(source.trailing, strides[0, 1:].tolist(), source.item_bytes):
+        return blocks.PackListed(address(source.first_rows), int(strides[0, 0]), source.row_bytes, *rows), (source.first_rows,)
     contiguous = np.cumprod([source.item_bytes, *source.trailing[::-1]], dtype=np.int64)[::-1]  # strides of packed rows
-    strides = source.strides
     if len(strides) > 1:
         # one step or none: whatever the stride says, it is never taken
         strides = np.where((lengths <= 1)[:, None] & (np.arange(len(contiguous)) == 0), contiguous, strides)
@@ -40,8 +43,7 @@ def gather_block(
     inner = len(together) if together.all() else int(np.argmin(together))
     outer = len(source.trailing) - inner
     if outer == 0 and (strides[:, 0] == strides[0, 0]).all():
-        rows = (address(source.first_rows), int(strides[0, 0]), source.row_bytes)
-        return blocks.PackListed(*rows, sorted_indices, batch_sizes, T, packed), (source.first_rows,)
+        return blocks.PackListed(address(source.first_rows), int(strides[0, 0]), source.row_bytes, *rows), (source.first_rows,)
     shape = np.array(source.trailing[:outer] or [1], np.int64)  # of the items of a row
     every = np.zeros((len(lengths), 1 + len(shape)), np.int64)
     every[:, : 1 + outer] = strides[:, : 1 + outer]
@@ -58,3 +60,12 @@ def gather_block(
         packed=packed,
     )
     return block, (source.first_rows, every, shape)
+
+
+def is_contiguous(trailing: Sequence[int], strides: Sequence[int], item: int) -> bool:
+    """Whether a row of this shape lies side by side, `item` being the stride from one item to the next where it does."""
+    for size, stride in zip(reversed(trailing), reversed(strides), strict=True):
+        if size != 1 and stride != item:
+            return False
+        item *= size
+    return True

@@ -1,0 +1,96 @@
+"""The moves with their derivatives, to any order: each is linear, and its gradient is the move back.
+
+A move is recorded only where a gradient is wanted. The function is of the style with `ctx` in forward: the other style, with
+setup_context, costs three times as much a call, and transforms that need it never get here (bridge.is_eager).
+"""
+
+from enum import Enum
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastpack.torch import by_index, moves
+from fastpack.torch.bridge import is_dense, is_eager
+from fastpack.torch.layout import TensorLayout, is_consistent
+
+
+class Form(Enum):
+    """How the rows of a batch lie in tensors, where it takes no further words."""
+
+    PACKED = "one tensor (N, ...) in packed order"
+    RAGGED = "one tensor (N, ...), one sequence after another"
+    LISTED = "a tensor (T_i, ...) a sequence"
+
+
+class Padded(NamedTuple):
+    """One tensor (B, steps, ...) or (steps, B, ...), the padding after each sequence or before it."""
+
+    batch_first: bool
+    steps: int
+    after: int = 1
+    padding_value: float = 0.0
+
+
+def move(source: Form | Padded, target: Form | Padded, layout: TensorLayout, *tensors: Tensor) -> Any:
+    """Move the rows of `tensors`, which are in the form `source`, into `target`: a tensor, or a tuple of them.
+
+    Where no gradient is wanted, callers that know both forms call the module `moves` itself.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _Move.apply(source, target, layout, *tensors)  # type: ignore[no-untyped-call]
+    return _run(source, target, layout, tensors)
+
+
+class _Move(Function):
+    @staticmethod
+    def forward(ctx: Any, source: Form | Padded, target: Form | Padded, layout: TensorLayout, *tensors: Tensor) -> Any:
+        # saved as torch saves tensors, so that a change in place before the backward pass raises torch's own error
+        ctx.save_for_backward(*layout[:4])
+        ctx.num_rows, ctx.source, ctx.target = layout.num_rows, source, target
+        ctx.set_materialize_grads(target is not Form.LISTED)
+        moved = _run(source, target, layout, tensors)
+        ctx.shapes = [tensor.shape for tensor in moved] if target is Form.LISTED else []
+        return moved
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        lengths, batch_sizes, order, places = ctx.saved_tensors
+        layout = TensorLayout(lengths, batch_sizes, order, places, ctx.num_rows)
+        if Form.PACKED in (ctx.source, ctx.target) and not is_consistent(layout):
+            raise RuntimeError("batch_sizes or an index tensor of this packed batch was changed after its forward pass")
+        given = [gradient for gradient in gradients if gradient is not None]
+        wanted = ctx.needs_input_grad[3:]
+        if not given:
+            return None, None, None, *(None for _ in wanted)
+        if len(given) < len(gradients):  # sequences that nothing depends on
+            zero = given[0].new_zeros(())
+            given = [zero.expand(shape) if g is None else g for g, shape in zip(gradients, ctx.shapes, strict=True)]
+        moved = move(ctx.target, ctx.source._replace(padding_value=0.0) if isinstance(ctx.source, Padded) else ctx.source, layout, *given)
+        every = moved if ctx.source is Form.LISTED else (moved,)
+        return None, None, None, *(gradient if wish else None for gradient, wish in zip(every, wanted, strict=True))
+
+
+def _run(source: Form | Padded, target: Form | Padded, layout: TensorLayout, tensors: tuple[Tensor, ...]) -> Any:
+    # a gradient may be of another kind than what it is the gradient of, so this is asked anew each time
+    by: ModuleType = moves if is_eager() and all(map(is_dense, tensors)) else by_index
+    match source, target:
+        case Padded(), Form.PACKED:
+            return by.pack_padded(tensors[0], layout, source.batch_first)
+        case Form.PACKED, Padded():
+            return by.unpack_padded(tensors[0], layout, target.batch_first, target.steps, target.padding_value)
+        case Form.RAGGED, Form.PACKED:
+            return by.pack_ragged(tensors[0], layout)
+        case Form.PACKED, Form.RAGGED:
+            return by.unpack_ragged(tensors[0], layout)
+        case Form.LISTED, Form.PACKED:
+            return by.pack_listed(tensors, layout)
+        case Form.PACKED, Form.LISTED:
+            return tuple(by.unpack_listed(tensors[0], layout))
+        case Form.LISTED, Padded():
+            return by.pad_listed(tensors, layout.lengths, *target)
+        case Padded(), Form.LISTED:
+            return tuple(by.unpad_listed(tensors[0], layout.lengths, source.batch_first, source.after))
+    raise TypeError(f"there is no move from {source} to {target}")

@@ -1,0 +1,80 @@
+"""Which tensors the kernels take: dense ones of the CPU's memory, outside every torch mode that wants to see operations.
+
+Everything else goes to torch's own functions, which know what to do with it.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch._C import _functorch, _get_tracing_state, _is_torch_function_mode_enabled, _len_torch_dispatch_stack
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+PLAIN_TYPES = {Tensor, Parameter}
+
+
+def is_eager() -> bool:
+    """Whether operations run right now, one by one, on the tensors that they are given: no tracing, transform or mode."""
+    return (
+        _functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and _get_tracing_state() is None
+        and not _is_torch_function_mode_enabled()
+        and not _len_torch_dispatch_stack()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is just strided memory of this process, its bits the values."""
+    return (
+        type(tensor) in PLAIN_TYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_neg()
+        and not tensor.is_conj()
+        and not tensor.is_quantized
+        and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+    )
+
+
+def are_dense(tensors: Sequence[Tensor]) -> bool:
+    """Whether every tensor is dense: each question is asked of all of them at once, which takes half the time."""
+    return (
+        set(map(type, tensors)) <= PLAIN_TYPES
+        and {tensor.is_cpu for tensor in tensors} == {True}
+        and {tensor.layout for tensor in tensors} == {torch.strided}
+        and {tensor.is_neg() for tensor in tensors} == {False}
+        and {tensor.is_nested or tensor.is_quantized for tensor in tensors} == {False}
+        and (not tensors[0].dtype.is_complex or {tensor.is_conj() for tensor in tensors} == {False})
+    )
+
+
+def path(*tensors: Tensor) -> str:
+    """Return which code a call with these tensors runs: 'kernels', or 'torch: ' and why.
+
+    Examples
+    --------
+    >>> path(torch.zeros(2, 3))
+    'kernels'
+    >>> path(torch.zeros(2, 3, device="meta"))
+    'torch: a tensor is on meta'
+    """
+    if not is_eager():
+        return "torch: a transform, trace, compilation or mode is active"
+    for tensor in chain(tensors):
+        if type(tensor) not in PLAIN_TYPES:
+            return f"torch: a tensor is a {type(tensor).__name__}"
+        if not tensor.is_cpu:
+            return f"torch: a tensor is on {tensor.device}"
+        if not is_dense(tensor):
+            return "torch: a tensor is sparse, nested, quantised, or a lazy negation or conjugate"
+    return "kernels"
+
+
+def needs_grad(tensor: Tensor) -> bool:
+    """Whether autograd has to know of an operation on this tensor."""
+    return tensor.requires_grad and torch.is_grad_enabled()

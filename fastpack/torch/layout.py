@@ -1,0 +1,77 @@
+"""The layout of a packed batch as tensors: from lengths, and from a PackedSequence that anyone may have made."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastpack import blocks
+from fastpack.layout import measure_layout
+from fastpack.machine import run
+
+
+class TensorLayout(NamedTuple):
+    """int64 tensors of the CPU, contiguous; see fastpack.packed for what each means."""
+
+    lengths: Tensor  # (B,)
+    batch_sizes: Tensor  # (T,)
+    sorted_indices: Tensor  # (B,)
+    unsorted_indices: Tensor  # (B,)
+    num_rows: int
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return self.lengths.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.batch_sizes.shape[0]
+
+
+def from_lengths(lengths: Tensor, longest: int, total: int) -> TensorLayout:
+    """Return the layout of checked lengths, a contiguous int64 tensor."""
+    batch_sizes = torch.empty(longest, dtype=torch.int64, device="cpu")
+    order, places = torch.empty_like(lengths), torch.empty_like(lengths)
+    run(blocks.SortByLength(lengths.data_ptr(), lengths.shape[0], longest, batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()))
+    return TensorLayout(lengths, batch_sizes, order, places, total)
+
+
+def only_lengths(lengths: Tensor) -> TensorLayout:
+    """Return what a move between padded and listed sequences needs of a layout, which is nothing of packed order."""
+    nothing = lengths.new_empty(0)
+    return TensorLayout(lengths, nothing, nothing, nothing, 0)
+
+
+def from_packed(sequence: PackedSequence) -> TensorLayout | None:
+    """Return the layout of a PackedSequence, or None where it is not a consistent one of the CPU.
+
+    A batch without index tensors is in the caller's order already.
+    """
+    batch_sizes, order, places = sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices
+    if not _is_vector(batch_sizes):
+        return None
+    if order is None and places is None:
+        if not batch_sizes.shape[0]:
+            return None
+        order = places = torch.arange(max(0, int(batch_sizes[0])), device="cpu")
+    if order is None or places is None or not _is_vector(order) or not _is_vector(places) or order.shape != places.shape:
+        return None
+    layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
+    if not is_consistent(layout):
+        return None
+    run(blocks.LengthsInOrder(batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), layout.num_sequences, layout.lengths.data_ptr()))
+    return layout
+
+
+def is_consistent(layout: TensorLayout) -> bool:
+    """Whether the kernels may follow this layout through `num_rows` packed rows: tensors can be changed by anyone."""
+    _lengths, batch_sizes, order, places, num_rows = layout
+    facts = measure_layout(batch_sizes.data_ptr(), batch_sizes.shape[0], order.data_ptr(), places.data_ptr(), order.shape[0])
+    return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == num_rows and order.shape[0] > 0
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.dtype is torch.int64 and tensor.dim() == 1 and tensor.is_contiguous()
