@@ -1,5 +1,7 @@
 """Each rule on arguments of the NumPy level, and its message, once."""
 
+import cmath
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +14,8 @@ from fastpack.layout import LengthFacts, measure_layout, measure_lengths
 Array = npt.NDArray[Any]
 Int64Array = npt.NDArray[np.int64]
 LARGEST = 2**63 - 1
+ROWS = "an array of rows: pass an array, or a list of numbers"
+INTEGERS = "a vector of integers: pass an array of them, a list or a tuple"
 
 
 def address(array: Array) -> int:
@@ -20,23 +24,36 @@ def address(array: Array) -> int:
     return where
 
 
-def array(value: Any, name: str) -> Array:
+def array(value: Any, name: str, wanted: str = ROWS) -> Array:
     """Return `value` as a plain array of values that can be moved as bytes."""
     if type(value) is not np.ndarray:
-        if isinstance(value, (str, bytes, dict, set, frozenset)) or value is None:
-            raise TypeError(f"{name} is {_described(value)}, not an array of rows: pass an array, or a list of numbers")
-        if hasattr(value, "mask"):
-            raise TypeError(f"{name} is a masked array, whose mask would be lost: pass {name}.filled(...) or {name}.compressed()")
+        if value is None or isinstance(value, (str, bytes, dict, set, frozenset)):
+            raise TypeError(f"{name} is {_described(value)}, not {wanted}")
+        if any(map(_is_masked, value)) if isinstance(value, (list, tuple)) else _is_masked(value):
+            raise TypeError(f"{name} is a masked array, whose mask would be lost: pass .filled(...) or .compressed() of it")
+        given = value
         try:
-            value = np.asarray(value)
+            value = np.asarray(given)
         except ValueError as error:
             raise ValueError(f"{name} is not a regular array: {error}") from error
-    if value.dtype.hasobject or value.dtype.kind == "T":
+        except (TypeError, RuntimeError) as error:  # as of a tensor that NumPy cannot hold, or that is part of a graph
+            raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
+        if value.dtype == object and value.ndim == 0:
+            raise TypeError(f"{name} is {_described(given)}, not {wanted}")
+    if value.dtype.hasobject:
         raise TypeError(
             f"{name} is of dtype {value.dtype}, whose values are references to Python objects: convert it to a dtype of fixed size"
         )
     result: Array = value
     return result
+
+
+def empty(shape: tuple[int, ...], dtype: Any, name: str) -> Array:
+    """Return new memory for a result. Unlike np.empty, which widens an itemsize of 0, it is of exactly this dtype."""
+    try:
+        return np.ndarray(shape, dtype)
+    except (ValueError, OverflowError) as error:
+        raise OverflowError(f"{name} would have the shape {shape} and dtype {np.dtype(dtype)}: more bytes than int64 can count") from error
 
 
 def rows(value: Any, name: str, dimensions: int = 1) -> Array:
@@ -49,23 +66,30 @@ def rows(value: Any, name: str, dimensions: int = 1) -> Array:
 
 def integers(value: Any, name: str) -> Int64Array:
     """Return `value`, a list, tuple or array of integers, as a contiguous int64 vector."""
-    if isinstance(value, (list, tuple)) and not _all_integers(value):
-        k = next(k for k, item in enumerate(value) if not _is_integer(item))
-        raise TypeError(f"{name}[{k}] is {value[k]!r}, not an integer: convert it, or drop it")
-    given = value if isinstance(value, (list, tuple)) else array(value, name)
-    try:
-        found = np.asarray(given, dtype=np.int64 if len(given) == 0 and isinstance(given, (list, tuple)) else None)
-    except (OverflowError, TypeError) as error:
-        raise TypeError(f"{name} cannot be read as a vector of integers: {error}") from error
+    if isinstance(value, (list, tuple)):
+        return _from_list(value, name)
+    found = array(value, name, INTEGERS)
     if found.dtype.kind not in "iu":
-        if found.dtype == object:
-            raise ValueError(f"{name} has an entry beyond the range of int64")
         raise TypeError(f"{name} is of dtype {found.dtype}, not of an integer dtype: convert it, as by {name}.astype(np.int64)")
     if found.ndim != 1:
         raise ValueError(f"{name} has the shape {found.shape}, but needs one dimension")
     if found.dtype.kind == "u" and found.size and found.max() > LARGEST:
-        raise ValueError(f"{name}[{int(found.argmax())}] is {found.max()}, beyond the range of int64")
+        k = int(np.argmax(found > LARGEST))
+        raise ValueError(f"{name}[{k}] is {found[k]}, beyond the range of int64")
     return np.ascontiguousarray(found, dtype=np.int64)
+
+
+def _from_list(values: list[Any] | tuple[Any, ...], name: str) -> Int64Array:
+    if not set(map(type, values)) <= {int}:
+        for k, item in enumerate(values):
+            if not _is_integer(item):
+                raise TypeError(f"{name}[{k}] is {item!r}, not an integer: convert it, or drop it")
+        values = list(map(operator.index, values))
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        k = next(k for k, item in enumerate(values) if not -LARGEST - 1 <= item <= LARGEST)
+        raise ValueError(f"{name}[{k}] is {values[k]}, beyond the range of int64") from None
 
 
 def lengths(value: Any, B: int | None = None, limit: int = LARGEST, steps_of: str = "padded") -> tuple[Int64Array, LengthFacts]:
@@ -106,23 +130,41 @@ def sequences(value: Iterable[Any]) -> list[Array]:
     """Return the arrays of a list of sequences, all of one dtype and one trailing shape."""
     if isinstance(value, (str, bytes, dict, set, frozenset)) or not isinstance(value, Iterable):
         raise TypeError(f"sequences is {_described(value)}, not a list of arrays: pass a list with one array a sequence")
-    arrays = [
-        item if type(item) is np.ndarray and not item.dtype.hasobject else array(item, f"sequences[{k}]") for k, item in enumerate(value)
-    ]
+    if hasattr(value, "batch_sizes"):
+        raise TypeError(f"sequences is {_described(value)}, which is packed already: take it apart with unpack first")
+    arrays = list(value)
+    if not set(map(type, arrays)) <= {np.ndarray}:
+        arrays = _converted(arrays)
     if not arrays:
         raise ValueError("sequences is empty: a batch needs at least one sequence")
     first = arrays[0]
-    if first.ndim == 0:
-        raise ValueError(f"sequences[0] is the single value {first[()]!r}, not a sequence of rows: give it a first dimension for the steps")
     dtype, trailing, dimensions = first.dtype, first.shape[1:], first.ndim
+    if dtype.hasobject:
+        array(first, "sequences[0]")
     for k, item in enumerate(arrays):
-        if item.dtype is not dtype and item.dtype != dtype:
-            raise TypeError(f"sequences[{k}] is of dtype {item.dtype}, but sequences[0] is of {dtype}: convert them to one dtype first")
-        if item.ndim != dimensions or item.shape[1:] != trailing:
+        shape = item.shape
+        if not shape:
             raise ValueError(
-                f"sequences[{k}] has rows of shape {item.shape[1:]}, but those of sequences[0] have {trailing}: its shape is {item.shape}"
+                f"sequences[{k}] is the single value {item[()]!r}, not a sequence of rows: give it a first dimension for the steps"
+            )
+        if item.dtype is not dtype and item.dtype != dtype:
+            raise TypeError(
+                f"sequences[{k}] is of dtype {item.dtype}, but sequences[0] is of {dtype}: convert them to one dtype first, as by .astype"
+            )
+        if len(shape) != dimensions or (dimensions > 1 and shape[1:] != trailing):
+            raise ValueError(
+                f"sequences[{k}] has rows of shape {shape[1:]}, but those of sequences[0] have {trailing}: its shape is {shape}, "
+                "and only the first dimension may differ"
             )
     return arrays
+
+
+def _converted(items: list[Any]) -> list[Array]:
+    """Return arrays in place of lists and the like. An empty list has no dtype and no trailing shape: it takes the others'."""
+    arrays = {k: array(item, f"sequences[{k}]") for k, item in enumerate(items) if not (isinstance(item, (list, tuple)) and len(item) == 0)}
+    first = next(iter(arrays.values()), np.empty(0))
+    nothing = empty((0, *first.shape[1:]), first.dtype, "an empty list")
+    return [arrays.get(k, nothing) for k in range(len(items))]
 
 
 def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int) -> tuple[Int64Array, Int64Array, Int64Array]:
@@ -146,40 +188,68 @@ def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int)
         if not 0 <= order[k] < B:
             raise ValueError(f"sorted_indices[{k}] is {order[k]}, but it is a permutation of 0 to {B - 1}")
         raise ValueError(
-            f"unsorted_indices[{order[k]}] is {places[order[k]]}, but sorted_indices[{k}] is {order[k]}: each must be the inverse permutation of the other"
+            f"unsorted_indices[{order[k]}] is {places[order[k]]}, but sorted_indices[{k}] is {order[k]}: "
+            "each must be the inverse permutation of the other"
         )
     return sizes, order, places
 
 
-def padding(value: Any, dtype: np.dtype[Any]) -> Array:
-    """Return `value` as a scalar of `dtype` that holds it exactly, or rounded where both are floating."""
-    zero = np.zeros((), dtype)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0 and dtype.kind not in "iufc":
-        return zero  # 0 is every dtype's zero, as np.zeros has it
-    refusal = f"padding_value is {value!r}, which dtype {dtype} cannot hold"
+def padding(value: Any, dtype: np.dtype[Any], name: str = "padding_value") -> Array:
+    """Return `value` as an array () of `dtype`, which holds it exactly, or rounded where it is a float; 0 is every dtype's zero."""
+    if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
+        value = np.asarray(value)[()]  # an array or a tensor of one value
+    held: Array = np.ndarray((), dtype, bytearray(max(dtype.itemsize, 1)))  # zero, the gaps between fields too
+    if _is_number(value) and not isinstance(value, bool) and value == 0 and dtype.kind not in "fc":
+        return held  # in floats, zero has a sign
+    refusal = f"{name} is {value!r}, which dtype {dtype} cannot hold"
     try:
         with np.errstate(all="raise", under="ignore"):
-            held = np.empty((), dtype)
-            held[()] = value
+            kept = _put_fields(value, held, name) if dtype.names is not None else _put(value, held)
     except (ValueError, TypeError, OverflowError, FloatingPointError) as error:
-        raise ValueError(f"{refusal}: {error}") from error
-    if not _holds(held, value):
+        raise error if str(error).startswith(name) else ValueError(f"{refusal}: {error}") from error
+    if not kept:
         raise ValueError(refusal)
     return held
 
 
-def _holds(held: Array, value: Any) -> bool:
-    """Whether nothing but the rounding of a float was lost when `held` was made of `value`."""
-    given = np.asarray(value)
+def _put(value: Any, held: Array) -> bool:
+    """Store `value` in `held` and return whether nothing but the rounding of a float was lost."""
     kind = held.dtype.kind
-    if kind in "iub":
-        return given.dtype.kind in "iubf" and bool(held == given)
-    if kind in "fc":
-        if given.dtype.kind not in "iubfc" or (given.dtype.kind == "c" and kind == "f"):
+    if kind in "biufc":
+        if not (_is_number(value) or isinstance(value, np.bool)) or (kind != "c" and isinstance(value, (complex, np.complexfloating))):
             return False
-        return bool(np.isfinite(held) == np.isfinite(given))
+        held[...] = value
+        return bool(held.item() == value) if kind in "biu" else bool(np.isfinite(held)) or not cmath.isfinite(value)
     if kind in "SU":
-        return given.dtype.kind in "SU" and len(held[()]) == len(given[()])
+        if not isinstance(value, (str, bytes) if kind == "S" else str):
+            return False
+        held[...] = value
+        return bool(held.item() == (value.encode() if kind == "S" and isinstance(value, str) else value))
+    if kind in "mM":
+        if value is None or (kind == "M" and _is_number(value)):
+            return False
+        moment = np.datetime64(value) if kind == "M" else np.timedelta64(value)
+        held[...] = moment
+        return bool(np.isnat(moment) or held == moment)
+    if held.dtype.type is np.void:
+        raw = value.tobytes() if isinstance(value, np.void) else value
+        if not isinstance(raw, bytes) or len(raw) != held.itemsize:
+            return False
+        value = np.void(raw)
+    held[...] = value
+    return True
+
+
+def _put_fields(value: Any, held: Array, name: str) -> bool:
+    """Store a structured value of the same dtype, or a tuple of one value a field."""
+    if isinstance(value, np.void) and value.dtype == held.dtype:
+        held[...] = value
+        return True
+    names = held.dtype.names or ()
+    if not isinstance(value, tuple) or len(value) != len(names):
+        raise ValueError(f"{name} is {value!r}, but the fields are {', '.join(names)}: pass a tuple of one value for each")
+    for field, part in zip(names, value, strict=True):
+        held[field] = padding(part, held.dtype[field].base, f"{name}[{field!r}]")
     return True
 
 
@@ -202,13 +272,24 @@ def choice(value: Any, name: str, among: tuple[str, ...]) -> str:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    """Whether Python takes `value` as an index; a bool, NumPy's or a tensor's too, is a truth and no count."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return False
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
-def _all_integers(values: list[Any] | tuple[Any, ...]) -> bool:
-    kinds = set(map(type, values))
-    return kinds <= {int} or all(map(_is_integer, values))
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Number) and not isinstance(value, np.timedelta64)  # which NumPy counts among the integers
+
+
+def _is_masked(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and hasattr(value, "mask")  # without importing numpy.ma
 
 
 def _described(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return "None" if value is None else f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

@@ -110,7 +110,8 @@ class Layout:
     """
 
     def __init__(self, lengths: Any) -> None:
-        self.lengths, facts = checks.lengths(lengths)
+        checked, facts = checks.lengths(lengths)
+        self.lengths = checked.copy()  # the caller may change an array of theirs later
         self.batch_sizes, self.sorted_indices, self.unsorted_indices = sort_by_length(self.lengths, facts.longest)
         self.num_rows = facts.total
 
@@ -196,7 +197,8 @@ class Layout:
 
 def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array, Int64Array]:
     """Return batch_sizes (T,), sorted_indices (B,) and unsorted_indices (B,) of checked lengths."""
-    batch_sizes, order, places = np.empty(T, np.int64), np.empty_like(lengths), np.empty_like(lengths)
+    batch_sizes = checks.empty((T,), np.int64, "batch_sizes")
+    order, places = np.empty_like(lengths), np.empty_like(lengths)
     run(blocks.SortByLength(address(lengths), len(lengths), T, address(batch_sizes), address(order), address(places)))
     return batch_sizes, order, places
 

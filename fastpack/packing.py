@@ -6,6 +6,7 @@ An array whose address is given to a kernel is bound to a name here until the ke
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,10 @@ def pad(
     data, sizes, order, places = _checked(packed)
     T = _padded_steps(len(sizes), total_length, checks.count(multiple_of, "multiple_of", 1))
     after = int(checks.choice(padding_side, "padding_side", ("right", "left")) == "right")
-    padding_row = np.full(data.shape[1:], checks.padding(padding_value, data.dtype), data.dtype)
+    padding_row = np.frombuffer(checks.padding(padding_value, data.dtype).tobytes() * prod(data.shape[1:]), np.uint8)
     lengths = lengths_in_order(sizes, places)
     B, row_bytes = len(order), padding_row.nbytes
-    padded = np.empty((B, T, *data.shape[1:]) if batch_first else (T, B, *data.shape[1:]), data.dtype)
+    padded = checks.empty((B, T, *data.shape[1:]) if batch_first else (T, B, *data.shape[1:]), data.dtype, "the padded batch")
     if padded.nbytes:
         sequence_bytes, step_bytes = (T * row_bytes, row_bytes) if batch_first else (row_bytes, B * row_bytes)
         before = 0 if after else (T - lengths) * step_bytes
@@ -257,7 +258,7 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     """
     data, sizes, order, places = _checked(packed)
     offsets = offsets_of(lengths_in_order(sizes, places))
-    values = np.empty_like(data)
+    values = checks.empty(data.shape, data.dtype, "values")
     if values.nbytes:
         row_bytes = values.strides[0]
         _unpack(data, order, sizes, address(values) + offsets[:-1] * row_bytes, row_bytes)
@@ -267,7 +268,7 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
 def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array) -> Packed:
     vector, facts = checks.lengths(lengths)
     sizes, order, places = sort_by_length(vector, facts.longest)
-    data = np.empty((facts.total, *source.trailing), dtype)
+    data = checks.empty((facts.total, *source.trailing), dtype, "the packed batch")
     if data.nbytes:
         block, _alive = gather_block(source, vector, address(order), address(sizes), len(sizes), address(data))
         run(block, 0, facts.total)
