@@ -1,0 +1,109 @@
+"""The plain NumPy twin of every kernel: the readable definition, and the oracle of the tests. Nothing at run time imports it.
+
+A twin has its kernel's name and its block's argument names, with arrays in place of addresses. What an array knows by itself,
+its sizes and strides, is not passed again. Like a kernel, a twin validates nothing and writes into memory that its caller owns.
+
+Letters: B sequences, T steps, N packed rows. `first_rows` and `target_rows` are lists of B arrays (T_i, ...).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Int64Array = npt.NDArray[np.int64]
+LARGEST = 2**63 - 1
+
+
+def measure_lengths(lengths: Int64Array, limit: int, facts: Int64Array) -> None:
+    """Find the longest length, the sum, and the first length that is negative, above `limit`, 0, longer than the one before."""
+    values = lengths.tolist()
+    rises = [False] + [after > before for before, after in pairwise(values)]
+    facts[0] = max([0, *values])
+    # a sum that int64 cannot hold at any point is -1; what a negative length does to the sum is of no interest to anyone
+    total = 0
+    for value in values:
+        total = -1 if total < 0 or total + value > LARGEST else total + value
+    facts[1] = total
+    facts[2] = _first([value < 0 for value in values])
+    facts[3] = _first([value > limit for value in values])
+    facts[4] = _first([value == 0 for value in values])
+    facts[5] = _first(rises)
+
+
+def sort_by_length(lengths: Int64Array, batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array) -> None:
+    """Lay a packed batch out: longest first, equal lengths in the caller's order."""
+    sorted_indices[:] = np.argsort(-lengths, kind="stable")
+    unsorted_indices[sorted_indices] = np.arange(len(lengths))
+    for t in range(len(batch_sizes)):
+        batch_sizes[t] = np.count_nonzero(lengths > t)
+
+
+def measure_layout(batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, facts: Int64Array) -> None:
+    """Find the sum of batch sizes, the first below 1 or above the one before, and the first index without its inverse."""
+    sizes, B = batch_sizes.tolist(), len(sorted_indices)
+    bad_steps = [not 1 <= size <= before for size, before in zip(sizes, [B, *sizes[:-1]], strict=True)]
+    good = sizes[: bad_steps.index(True)] if any(bad_steps) else sizes
+    facts[0] = sum(good) if sum(good) <= LARGEST else -1
+    facts[1] = _first(bad_steps)
+    facts[2] = _first([not 0 <= i < B or unsorted_indices[i] != place for place, i in enumerate(sorted_indices)])
+
+
+def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array, lengths: Int64Array) -> None:
+    """Find each sequence's length: the number of steps with more sequences than stand before it."""
+    for i, place in enumerate(unsorted_indices):
+        lengths[i] = np.count_nonzero(batch_sizes > place)
+
+
+def pack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move rows of a padded batch (B, T, ...) into packed order (N, ...)."""
+    pack_listed(list(padded), sorted_indices, batch_sizes, packed)
+
+
+def pack_listed(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move rows of separate sequences into packed order (N, ...)."""
+    n = 0
+    for t, size in enumerate(batch_sizes):
+        for i in sorted_indices[:size]:
+            packed[n] = first_rows[i][t]
+            n += 1
+
+
+def pack_scattered(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Do as `pack_listed`: to NumPy, how far apart a row's items lie makes no difference."""
+    pack_listed(first_rows, sorted_indices, batch_sizes, packed)
+
+
+def unpack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move packed rows (N, ...) back into a padded batch (B, T, ...), its padding left alone."""
+    unpack_listed(list(padded), sorted_indices, batch_sizes, packed)
+
+
+def unpack_listed(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move packed rows (N, ...) back into separate sequences."""
+    n = 0
+    for t, size in enumerate(batch_sizes):
+        for i in sorted_indices[:size]:
+            first_rows[i][t] = packed[n]
+            n += 1
+
+
+def copy_listed(first_rows: Sequence[Array], target_rows: Sequence[Array], lengths: Int64Array) -> None:
+    """Copy rows of separate sequences to other places."""
+    for source, target, length in zip(first_rows, target_rows, lengths, strict=True):
+        target[:length] = source[:length]
+
+
+def fill_padding(padding_row: Array, lengths: Int64Array, after: int, padded: Array) -> None:
+    """Write the padding of a padded batch (B, T, ...), behind each sequence or before it."""
+    T = padded.shape[1]
+    for i, length in enumerate(lengths):
+        padding = padded[i, length:] if after else padded[i, : T - length]
+        padding[:] = padding_row
+
+
+def _first(found: list[bool]) -> int:
+    return found.index(True) if True in found else -1
