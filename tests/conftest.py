@@ -1,0 +1,59 @@
+"""What several test files share: other Python processes, and kernels compiled once for all of them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastpack import compiler, machine
+
+Child = Callable[..., str]
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """Return the environment without what steers fastpack or numba, with `changes`."""
+    steering = ("FASTPACK_", "NUMBA_", "PYTHON")
+    return {name: value for name, value in os.environ.items() if not name.startswith(steering)} | changes
+
+
+@pytest.fixture(scope="session")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Child:
+    """Return a function that runs code in a new Python process, outside the source tree, and returns what it printed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def run(code: str, *arguments: str | Path, status: int = 0, cwd: Path = folder, **environment: str | Path) -> str:
+        command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+        changes = {name: str(value) for name, value in environment.items()}
+        done = subprocess.run(command, env=clean_environment(**changes), cwd=cwd, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr if status else done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def object_in_hostile_surroundings(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the object code for the highest level here, compiled where everything tries to change or break it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / ".numba_config.yaml").write_text("disable_jit: 1\nboundscheck: 1\n")
+    for name in ("numba", "queue", "fastpack"):  # beside the script, hence before all else on its path
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')")
+    hostile = {
+        "NUMBA_DISABLE_JIT": "1",
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "+avx512f,+avx512fp16",
+        "NUMBA_OPT": "1",
+        "NUMBA_DUMP_ASSEMBLY": "1",
+        "PYTHONWARNINGS": "error",
+        "PYTHONHASHSEED": "7",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        for name, value in hostile.items():
+            patch.setenv(name, value)
+        return compiler.object_code(machine.supported_levels()[-1])
