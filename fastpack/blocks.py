@@ -56,6 +56,14 @@ class LengthsInOrder(NamedTuple):
     lengths: Int64s  # out (B,)
 
 
+class OffsetsOf(NamedTuple):
+    """Where each of `counts` begins in their sum, and the sum."""
+
+    counts: Int64s  # (B,)
+    B: Size
+    offsets: Int64s  # out (B + 1,)
+
+
 class PackPadded(NamedTuple):
     """Rows of a padded batch into packed order. Shares: packed rows, 0 to N."""
 
@@ -74,6 +82,19 @@ class PackListed(NamedTuple):
 
     first_rows: Pointers  # (B,), the address of each sequence's first row
     step_bytes: Size  # from one row of a sequence to its next
+    row_bytes: Size
+    sorted_indices: Int64s  # (B,)
+    batch_sizes: Int64s  # (T,)
+    T: Size
+    packed: Bytes  # out (N,) rows
+
+
+class PackRagged(NamedTuple):
+    """Rows of sequences that follow each other into packed order. Shares: packed rows, 0 to N."""
+
+    values: Bytes  # (N,) rows, step_bytes apart
+    offsets: Int64s  # (B + 1,): sequence i begins at row offsets[i]
+    step_bytes: Size
     row_bytes: Size
     sorted_indices: Int64s  # (B,)
     batch_sizes: Int64s  # (T,)
@@ -109,6 +130,19 @@ class UnpackPadded(NamedTuple):
     packed: Bytes  # (N,) rows
 
 
+class UnpackRagged(NamedTuple):
+    """Packed rows back into sequences that follow each other. Shares: packed rows, 0 to N."""
+
+    values: Bytes  # out (N,) rows, step_bytes apart
+    offsets: Int64s  # (B + 1,)
+    step_bytes: Size
+    row_bytes: Size
+    sorted_indices: Int64s  # (B,)
+    batch_sizes: Int64s  # (T,)
+    T: Size
+    packed: Bytes  # (N,) rows
+
+
 class UnpackListed(NamedTuple):
     """Packed rows back into separate sequences. Shares: packed rows, 0 to N."""
 
@@ -130,6 +164,37 @@ class CopyListed(NamedTuple):
     target_step_bytes: Size
     row_bytes: Size
     lengths: Int64s  # (B,)
+    B: Size
+    shares: Size
+
+
+class PadRagged(NamedTuple):
+    """Rows of sequences that follow each other into a padded batch. Shares: sequences, dealt like cards."""
+
+    values: Bytes  # (N,) rows
+    offsets: Int64s  # (B + 1,)
+    padding_row: Bytes  # (row_bytes,)
+    row_bytes: Size
+    T: Size
+    after: Size  # 1 where the padding follows the sequence, 0 where it comes before
+    padded: Bytes  # out: row (i, t) is at i * sequence_bytes + t * step_bytes
+    sequence_bytes: Size
+    step_bytes: Size
+    B: Size
+    shares: Size
+
+
+class UnpadRagged(NamedTuple):
+    """Rows of a padded batch one sequence after another. Shares: sequences, dealt like cards."""
+
+    values: Bytes  # out (N,) rows
+    offsets: Int64s  # (B + 1,)
+    row_bytes: Size
+    T: Size
+    after: Size
+    padded: Bytes
+    sequence_bytes: Size
+    step_bytes: Size
     B: Size
     shares: Size
 

@@ -34,7 +34,7 @@ KERNELS: dict[str, Kernel] = {}
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that kernels call; LLVM inlines it."""
+    """Make a function that kernels call; LLVM inlines it."""
     compiled: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
     return compiled
 

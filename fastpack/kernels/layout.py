@@ -81,9 +81,7 @@ def measure_layout(begin: int, end: int, batch_sizes: Any, T: int, sorted_indice
     # two arrays are inverse permutations exactly if each index of the one finds its place in the other
     for place in range(B):
         i = sorted_indices[place]
-        if (i < 0 or i >= B) and bad_index < 0:
-            bad_index = place
-        elif bad_index < 0 and unsorted_indices[i] != place:
+        if bad_index < 0 and (i < 0 or i >= B or unsorted_indices[i] != place):
             bad_index = place
     facts[0] = total
     facts[1] = bad_step
@@ -103,3 +101,12 @@ def lengths_in_order(begin: int, end: int, batch_sizes: Any, T: int, unsorted_in
             else:
                 high = middle
         lengths[i] = low
+
+
+@kernel(blocks.OffsetsOf)
+def offsets_of(begin: int, end: int, counts: Any, B: int, offsets: Any) -> None:
+    total = 0
+    for i in range(B):
+        offsets[i] = total
+        total += counts[i]
+    offsets[B] = total

@@ -11,32 +11,13 @@ I8, I64 = ir.IntType(8), ir.IntType(64)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def advance(_typing: Any, pointer: Any, count: Any) -> Any:
-    """The pointer `count` items further on. Pointer arithmetic, never integers: LLVM 22 can miscompile `inttoptr` sums."""
+    """Move on by `count` items. Pointer arithmetic, never integers: LLVM 22 can miscompile sums that become pointers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         item = context.get_data_type(signature.args[0].dtype)
         return builder.gep(args[0], [args[1]], source_etype=item)
 
     return pointer(pointer, types.int64), codegen
-
-
-def _reader(item: Any, name: str) -> Any:
-    """A function that makes any pointer one to `item`."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def reinterpret(_typing: Any, pointer: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(item)(pointer), codegen
-
-    reinterpret.__name__ = name
-    return reinterpret
-
-
-as_uint16 = _reader(types.uint16, "as_uint16")
-as_uint32 = _reader(types.uint32, "as_uint32")
-as_uint64 = _reader(types.uint64, "as_uint64")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -54,7 +35,7 @@ def memcpy(_typing: Any, to: Any, source: Any, count: Any) -> Any:
 
 
 def _copier(width: int) -> Any:
-    """A function that copies `width` bytes by one vector load and one store, neither aligned."""
+    """Make a function that copies `width` bytes by one vector load and one store, neither aligned."""
     vector = ir.VectorType(I8, width)
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -87,7 +68,7 @@ def stack_pointers(_typing: Any, count: Any) -> Any:
 
 
 def transposer(item_bytes: int, side: int) -> Any:
-    """A function that transposes a tile of `side` by `side` items of `item_bytes`, in registers.
+    """Make a function that transposes a tile of `side` by `side` items of `item_bytes`, in registers.
 
     It reads `side` runs of `side` items at `sources` and writes as many at `targets`, each `offset` bytes further on.
     Interleaving the first half of the vectors with the second, log2(side) times, is a transposition.

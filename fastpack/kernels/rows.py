@@ -1,47 +1,19 @@
 """Moving rows between sequences and packed order.
 
-Sequences live in a *home*: a padded batch, or separate places in memory. Packed order is walked in blocks of steps, within a
-block by sequence: a sequence's rows are then one run, and so are each step's. A move has a direction, in or out of packed
-order, and is passed to the walk as a function, so that each kernel is compiled for its own.
+Packed order is walked in blocks of steps, within a block by sequence: a sequence's rows are then one run, and so are each
+step's. A move has a direction, in or out of packed order, and is passed to the walk as a function, so that each kernel is
+compiled for its own.
 """
 
 from typing import Any, NamedTuple
 
-from numba import types
-from numba.extending import overload
-
 from fastpack import blocks
+from fastpack.kernels.homes import Listed, Padded, Ragged, Scattered, first_row, step_bytes_of
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, copy_1, copy_2, copy_4, copy_8, copy_16, copy_32, memcpy, stack_pointers, transposer
 
 BLOCK = 16  # steps walked together: the side of the largest tile
-PATTERN = 8192  # bytes from which on a pattern of padding is not made longer
 BY_LIBRARY = 1024  # bytes from which on the C library's memcpy is as quick as vectors one by one
-
-
-class Padded(NamedTuple):
-    """The home of sequences in a padded batch: row (i, t) is at i * sequence_bytes + t * step_bytes."""
-
-    padded: Any
-    sequence_bytes: int
-    step_bytes: int
-
-
-class Listed(NamedTuple):
-    """The home of sequences in separate places."""
-
-    first_rows: Any  # (B,) pointers
-    step_bytes: int
-
-
-class Scattered(NamedTuple):
-    """The home of sequences whose rows' items lie apart, or each with strides of its own."""
-
-    first_rows: Any  # (B,) pointers
-    strides: Any  # (B, 1 + D) bytes: from row to row, then along each dimension of a row
-    row_shape: Any  # (D,)
-    D: int
-    item_bytes: int
 
 
 class Packed(NamedTuple):
@@ -52,30 +24,6 @@ class Packed(NamedTuple):
     sorted_indices: Any  # (B,)
     batch_sizes: Any  # (T,)
     T: int
-
-
-def first_row(home: Any, i: int) -> Any:
-    """Return where sequence `i` of `home` begins; `_first_row` is what is compiled."""
-    raise TypeError("kernels are compiled, never called from Python")
-
-
-@overload(first_row)
-def _first_row(home, i):
-    if home.instance_class is Padded:
-        return lambda home, i: advance(home.padded, i * home.sequence_bytes)
-    return lambda home, i: home.first_rows[i]
-
-
-def step_bytes_of(home: Any, i: int) -> int:
-    """Return the bytes from a row of sequence `i` to its next; `_step_bytes_of` is what is compiled."""
-    raise TypeError("kernels are compiled, never called from Python")
-
-
-@overload(step_bytes_of)
-def _step_bytes_of(home, i):
-    if home.instance_class is Scattered:
-        return lambda home, i: home.strides[i * (1 + home.D)]
-    return lambda home, i: home.step_bytes
 
 
 @helper
@@ -249,6 +197,16 @@ def pack_listed(begin, end, first_rows, step_bytes, row_bytes, sorted_indices, b
     into_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Listed(first_rows, step_bytes))
 
 
+@kernel(blocks.PackRagged)
+def pack_ragged(begin, end, values, offsets, step_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
+    into_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Ragged(values, offsets, step_bytes))
+
+
+@kernel(blocks.UnpackRagged)
+def unpack_ragged(begin, end, values, offsets, step_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
+    out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Ragged(values, offsets, step_bytes))
+
+
 @kernel(blocks.UnpackPadded)
 def unpack_padded(begin, end, padded, sequence_bytes, step_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
     out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Padded(padded, sequence_bytes, step_bytes))
@@ -308,47 +266,3 @@ def pack_scattered(begin, end, first_rows, strides, row_shape, D, item_bytes, ro
         walk(begin, end, gather_block_8, gather_8, rows, home)
     else:
         walk(begin, end, gather_block_any, gather_any, rows, home)
-
-
-@helper
-def copy_run(to, to_step, source, source_step, row_bytes, count):
-    # `count` rows that follow each other, at any distances
-    if to_step == row_bytes and source_step == row_bytes:
-        memcpy(to, source, row_bytes * count)
-    else:
-        for _ in range(count):
-            copy_row(to, source, row_bytes)
-            to, source = advance(to, to_step), advance(source, source_step)
-
-
-@kernel(blocks.CopyListed)
-def copy_listed(begin, end, first_rows, step_bytes, target_rows, target_step_bytes, row_bytes, lengths, B, shares):
-    for share in range(begin, end):
-        for i in range(share, B, shares):
-            copy_run(target_rows[i], target_step_bytes, first_rows[i], step_bytes, row_bytes, lengths[i])
-
-
-@kernel(blocks.FillPadding)
-def fill_padding(begin, end, padding_row, row_bytes, lengths, T, after, padded, sequence_bytes, step_bytes, B, shares):
-    for share in range(begin, end):
-        for i in range(share, B, shares):
-            count = T - lengths[i]
-            row = advance(padded, i * sequence_bytes + after * lengths[i] * step_bytes)
-            if step_bytes == row_bytes:
-                fill_run(row, padding_row, row_bytes, count * row_bytes)
-            else:
-                copy_run(row, step_bytes, padding_row, 0, row_bytes, count)
-
-
-@helper
-def fill_run(to, padding_row, row_bytes, run_bytes):
-    # what is filled is the pattern of the next piece, twice as large, up to what stays in the first cache
-    if run_bytes > 0:
-        memcpy(to, padding_row, row_bytes)
-        pattern = filled = row_bytes
-        while filled < run_bytes:
-            piece = min(pattern, run_bytes - filled)
-            memcpy(advance(to, filled), to, piece)
-            filled += piece
-            if pattern < PATTERN:
-                pattern = filled

@@ -30,12 +30,16 @@ class TensorLayout(NamedTuple):
         """T."""
         return self.batch_sizes.shape[0]
 
+    def addresses(self) -> tuple[int, int, int]:
+        """Return what every kernel along packed order takes: sorted_indices, batch_sizes, T."""
+        return self.sorted_indices.data_ptr(), self.batch_sizes.data_ptr(), self.batch_sizes.shape[0]
+
 
 def from_lengths(lengths: Tensor, longest: int, total: int) -> TensorLayout:
     """Return the layout of checked lengths, a contiguous int64 tensor."""
-    batch_sizes = torch.empty(longest, dtype=torch.int64, device="cpu")
-    order, places = torch.empty_like(lengths), torch.empty_like(lengths)
-    run(blocks.SortByLength(lengths.data_ptr(), lengths.shape[0], longest, batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()))
+    batch_sizes, order, places = lengths.new_empty(longest), torch.empty_like(lengths), torch.empty_like(lengths)
+    addresses = batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()
+    run(blocks.SortByLength(lengths.data_ptr(), lengths.shape[0], longest, *addresses))
     return TensorLayout(lengths, batch_sizes, order, places, total)
 
 
@@ -51,27 +55,36 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     A batch without index tensors is in the caller's order already.
     """
     batch_sizes, order, places = sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices
-    if not _is_vector(batch_sizes):
+    if not is_vector(batch_sizes):
         return None
     if order is None and places is None:
         if not batch_sizes.shape[0]:
             return None
         order = places = torch.arange(max(0, int(batch_sizes[0])), device="cpu")
-    if order is None or places is None or not _is_vector(order) or not _is_vector(places) or order.shape != places.shape:
+    if order is None or places is None or not is_vector(order) or not is_vector(places) or order.shape != places.shape:
         return None
     layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
     if not is_consistent(layout):
         return None
-    run(blocks.LengthsInOrder(batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), layout.num_sequences, layout.lengths.data_ptr()))
+    addresses = batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), places.shape[0]
+    run(blocks.LengthsInOrder(*addresses, layout.lengths.data_ptr()))
     return layout
 
 
 def is_consistent(layout: TensorLayout) -> bool:
     """Whether the kernels may follow this layout through `num_rows` packed rows: tensors can be changed by anyone."""
-    _lengths, batch_sizes, order, places, num_rows = layout
-    facts = measure_layout(batch_sizes.data_ptr(), batch_sizes.shape[0], order.data_ptr(), places.data_ptr(), order.shape[0])
-    return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == num_rows and order.shape[0] > 0
+    order, batch_sizes, T = layout.addresses()
+    facts = measure_layout(batch_sizes, T, order, layout.unsorted_indices.data_ptr(), layout.num_sequences)
+    return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == layout.num_rows and layout.num_sequences > 0
 
 
-def _is_vector(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype is torch.int64 and tensor.dim() == 1 and tensor.is_contiguous()
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Return where each sequence begins in ragged order, and the number of rows: (B + 1,)."""
+    offsets = lengths.new_empty(lengths.shape[0] + 1)
+    run(blocks.OffsetsOf(lengths.data_ptr(), lengths.shape[0], offsets.data_ptr()))
+    return offsets
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Whether a tensor is a contiguous int64 vector of the CPU."""
+    return tensor.dtype is torch.int64 and tensor.is_cpu and tensor.dim() == 1 and tensor.is_contiguous()
