@@ -1,0 +1,255 @@
+"""The command line: `fastpack demo`, `explain`, `info` and `compile`.
+
+A command reads its arguments, says what is wrong with them in one line, and hands over: exit code 2 for a mistake of the
+user's, 1 where something is missing or fails, 130 after Ctrl-C.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+import fastpack
+
+if TYPE_CHECKING:
+    from fastpack import Layout
+
+LONGEST_DRAWN = 2**27  # steps; batch_sizes alone is then 1 GiB
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose usage errors are one line, too."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; in standalone mode, exit."""
+        if not standalone_mode:
+            return super().main(args, prog_name or "fastpack", complete_var, False, windows_expand_args, **extra)
+        try:
+            code = super().main(args, prog_name or "fastpack", complete_var, False, windows_expand_args, **extra)
+        except typer.Abort:
+            code = 130
+        except Exception as error:
+            # typer carries its own copy of click or uses the installed one, by version: known by what it offers
+            say, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+            if say is None or code is None:
+                raise
+            context = getattr(error, "ctx", None)
+            typer.echo(f"{context.command_path if context else 'fastpack'}: {say()}", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Sequences of unequal length on the CPU, packed.",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def fail(command: str, message: str, code: int = 2) -> NoReturn:
+    """Say in one line what is wrong, and exit."""
+    typer.echo(f"fastpack {command}: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+def need(command: str, module: str, extra: str) -> None:
+    """Exit with what to install where `module` is missing."""
+    try:
+        __import__(module)
+    except ImportError as error:
+        broken = "" if isinstance(error, ModuleNotFoundError) and (error.name or module).startswith(module) else f" ({error})"
+        fail(command, f"this needs {module}{broken}: pip install 'fastpack[{extra}]'", 1)
+
+
+def need_kernels(command: str) -> None:
+    """Exit where fastpack has no kernels to run, or FASTPACK_CPU or FASTPACK_KERNELS is wrong."""
+    from fastpack import machine
+
+    try:
+        machine.library()
+    except ValueError as error:
+        fail(command, str(error))
+    except (OSError, RuntimeError) as error:
+        fail(command, str(error), 1)
+
+
+def new_console() -> Console:
+    """Return where the commands print: colours on a terminal alone, and never an error over a character."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Sequences of unequal length on the CPU, packed."""
+    if version:
+        typer.echo(f"fastpack {fastpack.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes: png, pdf or svg.")] = Path("fastpack-demo.png"),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the weights, the order of the utterances and the noise.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load and pack; 0 packs in this one.")] = 2,
+    start_method: Annotated[str, typer.Option(help="How they start: fork, spawn or forkserver; the platform's own otherwise.")] = "",
+) -> None:
+    """See what packing does: three sequences step by step, then nine real speakers named by an LSTM, timed and drawn."""
+    import multiprocessing
+
+    methods = multiprocessing.get_all_start_methods()
+    if start_method and start_method not in methods:
+        fail("demo", f"--start-method is {start_method!r}, but can be {', '.join(methods)} here")
+    check_writable("demo", "--output", output)
+    need("demo", "torch", "torch")
+    need("demo", "matplotlib", "plot")
+    need_kernels("demo")
+    from fastpack.demo import run
+
+    run(new_console(), output, seed, workers, start_method or None)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # so that -3 is a bad length, not a bad option
+def explain(
+    lengths: Annotated[list[str] | None, typer.Argument(help="The sequences' lengths, as in: 3 2 4", show_default=False)] = None,
+    file: Annotated[
+        str, typer.Option("--file", "-f", help="Read the lengths from this file; - is standard input.", show_default=False)
+    ] = "",
+    png: Annotated[Path | None, typer.Option(help="Draw the layout into this file, too: png, pdf or svg.", show_default=False)] = None,
+) -> None:
+    """Draw the packed layout of some lengths: which row goes where, the index arrays, what padding would cost."""
+    if bool(lengths) == bool(file):
+        fail("explain", "give the lengths either as arguments, as in `fastpack explain 3 2 4`, or by --file")
+    if png is not None:
+        check_writable("explain", "--png", png)
+        need("explain", "matplotlib", "plot")
+    need_kernels("explain")
+    layout = layout_of(read(file) if file else " ".join(lengths or ()), file)
+    console = new_console()
+    from fastpack import show
+
+    show.terminal(layout, console)
+    if png is not None:
+        show.figure(layout).savefig(png, format=picture_format(png))
+        console.print(f"drawn in {escape(str(png))}", soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Tell what fastpack runs on: versions, CPU, kernels, threads, caches."""
+    from fastpack import about
+
+    if not about.show(new_console()):
+        raise typer.Exit(1)
+
+
+@app.command(name="compile")
+def compile_(
+    levels: Annotated[
+        list[str] | None, typer.Argument(help="CPU levels, as `fastpack info` names them; this CPU's otherwise.", show_default=False)
+    ] = None,
+) -> None:
+    """Compile the kernels into the per-user cache folder, for where no ahead-built library fits."""
+    from fastpack import about, machine
+
+    known = machine.cpu_levels()
+    for level in levels or ():
+        if level not in known:
+            fail("compile", f"{level!r} is no CPU level: the levels here are {', '.join(known)}")
+    need("compile", "llvmlite", "jit")
+    try:
+        chosen = list(dict.fromkeys(levels or [machine.chosen_level()[0]]))
+        about.compile_into_cache(new_console(), chosen)
+    except ValueError as error:  # FASTPACK_CPU
+        fail("compile", str(error))
+    except (ImportError, OSError, RuntimeError) as error:
+        fail("compile", f"{error}", 1)
+
+
+def check_writable(command: str, option: str, path: Path) -> None:
+    """Exit where a picture cannot be written to `path`, before any work is done; what is there stays untouched."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        fail(command, f"{option} is {str(path)!r}: the name must end in .png, .pdf or .svg")
+    existed = os.path.lexists(path)
+    try:
+        with open(path, "ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        fail(command, f"{option} cannot be written: {path}: {getattr(error, 'strerror', None) or error}")
+
+
+def picture_format(path: Path) -> str:
+    """Return matplotlib's name of the format that the file's name asks for."""
+    return path.suffix[1:].lower()
+
+
+def read(file: str) -> str:
+    """Return the text of a file, or of standard input."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        fail("explain", f"--file cannot be read: {file}: {getattr(error, 'strerror', None) or error}")
+    return content.decode("utf-8-sig", errors="replace")
+
+
+def layout_of(text: str, file: str) -> "Layout":
+    """Return the layout of the lengths in `text`; exit with the entry that is none."""
+    entries = text.replace(",", " ").split()
+    if not entries:
+        fail("explain", f"no lengths in {'standard input' if file == '-' else file or 'the arguments'}")
+    try:
+        lengths = list(map(int, entries))
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 0 or max(lengths) > LONGEST_DRAWN:
+        k, entry = next((k, entry) for k, entry in enumerate(entries) if wrong_with(entry))
+        where = f"entry {k + 1}"
+        if file:  # an entry ends where the text that begins with k more of them ends
+            where += f" (line {line_of(text, k)})"
+        fail("explain", f"{where} is {entry[:40]!r}, {wrong_with(entry)}")
+    return fastpack.Layout(lengths)
+
+
+def wrong_with(entry: str) -> str:
+    """Return what keeps an entry from being a length; empty where nothing does."""
+    try:
+        length = int(entry)
+    except ValueError:
+        return "not a whole number"
+    if length < 0:
+        return "but a length is 0 or more"
+    return f"but explain draws at most {LONGEST_DRAWN:,} steps" if length > LONGEST_DRAWN else ""
+
+
+def line_of(text: str, k: int) -> int:
+    """Return the line, from 1, of the k-th entry of `text`."""
+    for number, line in enumerate(text.replace(",", " ").split("\n"), 1):
+        k -= len(line.split())
+        if k < 0:
+            return number
+    return 0

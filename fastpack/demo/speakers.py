@@ -1,0 +1,197 @@
+"""The main job on real data: name the speaker of an utterance, from recordings of unequal length.
+
+The recordings go through a torch DataLoader whose workers pack each batch, into an LSTM that never sees padding.
+Everything a worker needs stands at the top level of this module, so that fork, spawn and forkserver all find it.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, Dataset
+
+from fastpack.torch import pack_sequence, pad_packed_sequence
+
+RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "japanese_vowels.npz"
+SPEAKERS = 9
+
+
+class Settings(NamedTuple):
+    """How the classifier is built and trained."""
+
+    hidden_size: int
+    pooling: str  # "mean" of all steps, or "last" state of either direction
+    dropout: float
+    noise: float  # standard deviation added to every standardised input in training
+    learning_rate: float
+    epochs: int
+    batch_size: int
+
+
+SETTINGS = Settings(hidden_size=64, pooling="mean", dropout=0.2, noise=0.2, learning_rate=1e-2, epochs=40, batch_size=30)
+
+
+class Utterances(Dataset[tuple[Tensor, int]]):
+    """Some of the recordings, with who speaks.
+
+    Parameters
+    ----------
+    values : Tensor (N, D)
+        The frames of all recordings, one recording after another.
+    offsets : Tensor of int64 (B + 1,)
+        Recording i is `values[offsets[i]:offsets[i + 1]]`.
+    speaker : Tensor of int64 (B,)
+    chosen : Tensor of int64
+        The recordings to use.
+    """
+
+    def __init__(self, values: Tensor, offsets: Tensor, speaker: Tensor, chosen: Tensor) -> None:
+        self.values, self.offsets, self.speaker, self.chosen = values, offsets, speaker, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        i = int(self.chosen[index])
+        return self.values[self.offsets[i] : self.offsets[i + 1]], int(self.speaker[i])
+
+    def only(self, keep: Tensor) -> "Utterances":
+        """Return those recordings of this set that `keep`, a mask or indices, picks."""
+        return Utterances(self.values, self.offsets, self.speaker, self.chosen[keep])
+
+    def frames(self) -> Tensor:
+        """Return every frame of these recordings, (N, D)."""
+        return torch.cat([self[k][0] for k in range(len(self))])
+
+
+def load() -> tuple[Utterances, Utterances]:
+    """Return the training and the test set, split as the data set's authors did."""
+    with np.load(RECORDINGS) as recordings:
+        values, offsets, speaker, is_train = (torch.from_numpy(recordings[k]) for k in ("values", "offsets", "speaker", "is_train"))
+    every = Utterances(values, offsets, speaker, torch.arange(len(speaker)))
+    return every.only(is_train), every.only(~is_train)
+
+
+def collate(batch: list[tuple[Tensor, int]]) -> tuple[PackedSequence, Tensor]:
+    """Pack the utterances of a batch, in the worker: what reaches the training is packed already."""
+    utterances, speakers = zip(*batch, strict=True)
+    return pack_sequence(list(utterances), enforce_sorted=False), torch.tensor(speakers)
+
+
+class Loader(DataLoader[tuple[Tensor, int]]):
+    """A DataLoader whose workers leave Ctrl-C to the process that started them, and end with the `with` block."""
+
+    def __iter__(self) -> Any:
+        with interrupts_held(self.multiprocessing_context):
+            return super().__iter__()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._iterator = None  # torch stops persistent workers when this is gone
+
+
+@contextlib.contextmanager
+def interrupts_held(context: Any) -> Iterator[None]:
+    """Hold back SIGINT while worker processes start.
+
+    They inherit the block and keep it, so that Ctrl-C, which a terminal sends to them as well, ends this process alone, which
+    then stops them in order; without, each of them prints a traceback of its own, even from the midst of its imports.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    if (context or multiprocessing).get_start_method() != "fork":
+        resource_tracker.ensure_running()  # starting it later would release the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class SpeakerNamer(nn.Module):
+    """A bidirectional LSTM over packed utterances, and one score a speaker.
+
+    Parameters
+    ----------
+    frames : Tensor (N, D)
+        Training frames: inputs are standardised by their mean and deviation.
+    settings : Settings
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, frames: Tensor, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("mean", frames.mean(0))
+        self.register_buffer("deviation", frames.std(0))
+        self.lstm = nn.LSTM(frames.shape[1], settings.hidden_size, bidirectional=True)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.scores = nn.Linear(2 * settings.hidden_size, SPEAKERS)
+
+    def forward(self, packed: PackedSequence) -> Tensor:
+        """Return the scores (B, SPEAKERS) of B utterances, in the order they were given."""
+        rows = (packed.data - self.mean) / self.deviation
+        if self.training:
+            rows = rows + self.settings.noise * torch.randn_like(rows)
+        states, (last, _) = self.lstm(packed._replace(data=rows))
+        if self.settings.pooling == "last":
+            pooled = torch.cat([last[0], last[1]], dim=1)
+        else:
+            padded, lengths = pad_packed_sequence(states, batch_first=True)  # zeros behind each end add nothing
+            pooled = padded.sum(1) / lengths[:, None]
+        scores: Tensor = self.scores(self.dropout(pooled))
+        return scores
+
+
+class Epoch(NamedTuple):
+    """What one pass over the training set came to."""
+
+    number: int  # from 1
+    loss: float
+    accuracy: float
+
+
+def train(model: SpeakerNamer, loader: "DataLoader[Any]") -> Iterator[Epoch]:
+    """Train the model, yielding after each epoch."""
+    settings = model.settings
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * len(loader))
+    for number in range(1, settings.epochs + 1):
+        model.train()
+        loss_sum, right, seen = 0.0, 0, 0
+        for packed, speakers in loader:
+            scores = model(packed)
+            loss = nn.functional.cross_entropy(scores, speakers)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            loss_sum += loss.item() * len(speakers)
+            right += int((scores.argmax(1) == speakers).sum())
+            seen += len(speakers)
+        yield Epoch(number, loss_sum / seen, right / seen)
+
+
+def evaluate(model: SpeakerNamer, loader: "DataLoader[Any]") -> tuple[float, Tensor]:
+    """Return the mean loss, and of each utterance whether its speaker was named."""
+    model.eval()
+    losses, named = [], []
+    with torch.no_grad():
+        for packed, speakers in loader:
+            scores = model(packed)
+            losses.append(nn.functional.cross_entropy(scores, speakers, reduction="none"))
+            named.append(scores.argmax(1) == speakers)
+    return float(torch.cat(losses).mean()), torch.cat(named)

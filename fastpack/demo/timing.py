@@ -1,0 +1,120 @@
+"""How long packing, padding and unpacking take, side by side with torch's own functions on the same batches."""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import rnn
+from torch.nn.utils.rnn import PackedSequence
+
+import fastpack.torch
+from fastpack.demo.speakers import Utterances
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CALLS = 200  # of each function, in turns
+
+
+class Timing(NamedTuple):
+    """The median seconds of a call."""
+
+    function: str
+    sequences: int  # in a batch
+    torch: float
+    fastpack: float
+
+
+class Batch(NamedTuple):
+    """A batch in each form that a function takes."""
+
+    sequences: list[Tensor]  # B of (T_i, D)
+    lengths: Tensor  # (B,)
+    padded: Tensor  # (B, T, D)
+    packed: PackedSequence
+
+
+# how each function is called on a batch; `library` is torch.nn.utils.rnn or fastpack.torch
+CALLED: dict[str, Callable[[Any, Batch], Any]] = {
+    "pack_sequence": lambda library, batch: library.pack_sequence(batch.sequences, enforce_sorted=False),
+    "unpack_sequence": lambda library, batch: library.unpack_sequence(batch.packed),
+    "pack_padded_sequence": lambda library, batch: library.pack_padded_sequence(batch.padded, batch.lengths, True, enforce_sorted=False),
+    "pad_packed_sequence": lambda library, batch: library.pad_packed_sequence(batch.packed, batch_first=True),
+    "pad_sequence": lambda library, batch: library.pad_sequence(batch.sequences, batch_first=True),
+    "unpad_sequence": lambda library, batch: library.unpad_sequence(batch.padded, batch.lengths, batch_first=True),
+}
+
+
+def batches(utterances: Utterances, size: int) -> list[list[Tensor]]:
+    """Return the recordings in batches of `size`; a smaller rest is left out."""
+    every = [utterances[k][0] for k in range(len(utterances))]
+    return [every[k : k + size] for k in range(0, len(every) - size + 1, size)]
+
+
+def compare(batches: list[list[Tensor]]) -> list[Timing]:
+    """Time every function on the same batches; the results are compared before.
+
+    Raises
+    ------
+    RuntimeError
+        fastpack's result is not torch's.
+    """
+    prepared = [prepare(batch) for batch in batches]
+    for name, call in CALLED.items():
+        for batch in prepared:
+            if not same(call(rnn, batch), call(fastpack.torch, batch)):
+                raise RuntimeError(f"{name} does not give torch's result")
+    return [Timing(name, len(batches[0]), *medians(call, prepared)) for name, call in CALLED.items()]
+
+
+def prepare(sequences: list[Tensor]) -> Batch:
+    """Return a batch in all its forms, made by torch."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    padded = rnn.pad_sequence(sequences, batch_first=True)
+    return Batch(sequences, lengths, padded, rnn.pack_sequence(sequences, enforce_sorted=False))
+
+
+def medians(call: Callable[[Any, Batch], Any], prepared: list[Batch]) -> tuple[float, float]:
+    """Return the median seconds of torch's and of fastpack's function; calls take turns, so that a disturbance meets both."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _, batch in zip(range(CALLS), cycle(prepared), strict=False):
+        for library, taken in zip((rnn, fastpack.torch), seconds, strict=True):
+            begin = time.perf_counter()
+            call(library, batch)
+            taken.append(time.perf_counter() - begin)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def same(expected: Any, found: Any) -> bool:
+    """Whether two results are equal to the bit; packed ones sequence by sequence, as torch leaves the order of ties open."""
+    if isinstance(expected, Tensor):
+        return bool(torch.equal(expected, found))
+    if isinstance(expected, PackedSequence):
+        return torch.equal(expected.batch_sizes, found.batch_sizes) and same(rnn.unpack_sequence(expected), rnn.unpack_sequence(found))
+    return len(expected) == len(found) and all(map(same, expected, found))
+
+
+def table(timings: list[Timing]) -> "Table":
+    """Return the timings as a table for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("function")
+    for name in ("sequences", "torch", "fastpack", "speed-up"):
+        made.add_column(name, justify="right")
+    for k, timing in enumerate(timings):
+        ratio = timing.torch / timing.fastpack
+        row = (timing.function, str(timing.sequences), microseconds(timing.torch), microseconds(timing.fastpack))
+        last = k + 1 == len(timings) or timings[k + 1].sequences != timing.sequences
+        made.add_row(*row, f"[bold {'green' if ratio >= 1 else 'red'}]{ratio:.1f}x[/]", end_section=last)
+    return made
+
+
+def microseconds(seconds: float) -> str:
+    """Return a time in words of one width."""
+    return f"{seconds * 1e6:,.1f} us"
