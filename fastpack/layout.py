@@ -36,11 +36,11 @@ def measure_lengths(lengths: int, B: int, limit: int) -> LengthFacts:
     """Return the facts of the B lengths at the address `lengths`."""
     facts = _SixNumbers()
     run(blocks.MeasureLengths(lengths, B, limit, ctypes.addressof(facts)))
-    return LengthFacts(*facts[:])
+    return tuple.__new__(LengthFacts, facts[:])  # as LengthFacts(*facts), in a third of its time
 
 
 def measure_layout(batch_sizes: int, T: int, sorted_indices: int, unsorted_indices: int, B: int) -> LayoutFacts:
     """Return the facts of a layout that came from outside."""
     facts = _ThreeNumbers()
     run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, ctypes.addressof(facts)))
-    return LayoutFacts(*facts[:])
+    return tuple.__new__(LayoutFacts, facts[:])

@@ -4,6 +4,7 @@ A move is recorded only where a gradient is wanted. The function is of the style
 setup_context, costs three times as much a call, and transforms that need it never get here (bridge.is_eager).
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,13 +36,13 @@ class Padded(NamedTuple):
 
 
 def move(source: Form | Padded, target: Form | Padded, layout: TensorLayout, *tensors: Tensor) -> Any:
-    """Move the rows of `tensors`, which are in the form `source`, into `target`: a tensor, or a tuple of them.
+    """Move the rows of dense `tensors`, which are in the form `source`, into `target`: a tensor, or a tuple of them.
 
     Where no gradient is wanted, callers that know both forms call the module `moves` itself.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
         return _Move.apply(source, target, layout, *tensors)  # type: ignore[no-untyped-call]
-    return _run(source, target, layout, tensors)
+    return _run(moves, source, target, layout, tensors)
 
 
 class _Move(Function):
@@ -50,47 +51,53 @@ class _Move(Function):
         # saved as torch saves tensors, so that a change in place before the backward pass raises torch's own error
         ctx.save_for_backward(*layout[:4])
         ctx.num_rows, ctx.source, ctx.target = layout.num_rows, source, target
-        ctx.set_materialize_grads(target is not Form.LISTED)
-        moved = _run(source, target, layout, tensors)
-        ctx.shapes = [tensor.shape for tensor in moved] if target is Form.LISTED else []
+        moved = _run(moves, source, target, layout, tensors)
+        if target is Form.LISTED:
+            ctx.set_materialize_grads(False)
+            ctx.shapes = [tensor.shape for tensor in moved]
         return moved
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         lengths, batch_sizes, order, places = ctx.saved_tensors
         layout = TensorLayout(lengths, batch_sizes, order, places, ctx.num_rows)
-        if Form.PACKED in (ctx.source, ctx.target) and not is_consistent(layout):
+        if (ctx.source is Form.PACKED or ctx.target is Form.PACKED) and not is_consistent(layout):
             raise RuntimeError("batch_sizes or an index tensor of this packed batch was changed after its forward pass")
-        given = [gradient for gradient in gradients if gradient is not None]
         wanted = ctx.needs_input_grad[3:]
-        if not given:
+        given: Any = gradients if ctx.target is not Form.LISTED else _completed(gradients, ctx.shapes)
+        if not given:  # nothing depends on any of the sequences
             return None, None, None, *(None for _ in wanted)
-        if len(given) < len(gradients):  # sequences that nothing depends on
-            zero = given[0].new_zeros(())
-            given = [zero.expand(shape) if g is None else g for g, shape in zip(gradients, ctx.shapes, strict=True)]
-        moved = move(ctx.target, ctx.source._replace(padding_value=0.0) if isinstance(ctx.source, Padded) else ctx.source, layout, *given)
-        every = moved if ctx.source is Form.LISTED else (moved,)
-        return None, None, None, *(gradient if wish else None for gradient, wish in zip(every, wanted, strict=True))
+        target = ctx.source if not isinstance(ctx.source, Padded) else ctx.source._replace(padding_value=0.0)
+        # a gradient may be of another kind than what it is the gradient of
+        if is_eager() and all(map(is_dense, given)):
+            moved = move(ctx.target, target, layout, *given)
+        else:
+            moved = _run(by_index, ctx.target, target, layout, given)
+        if ctx.source is not Form.LISTED:
+            return None, None, None, moved
+        return None, None, None, *(gradient if wish else None for gradient, wish in zip(moved, wanted, strict=True))
 
 
-def _run(source: Form | Padded, target: Form | Padded, layout: TensorLayout, tensors: tuple[Tensor, ...]) -> Any:
-    # a gradient may be of another kind than what it is the gradient of, so this is asked anew each time
-    by: ModuleType = moves if is_eager() and all(map(is_dense, tensors)) else by_index
-    match source, target:
-        case Padded(), Form.PACKED:
+def _completed(gradients: tuple[Tensor | None, ...], shapes: list[torch.Size]) -> tuple[Tensor, ...]:
+    """Return a gradient for every sequence, zero where none arrived; nothing where none arrived at all."""
+    given = [gradient for gradient in gradients if gradient is not None]
+    if not given:
+        return ()
+    zero = given[0].new_zeros(())
+    return tuple(zero.expand(shape) if gradient is None else gradient for gradient, shape in zip(gradients, shapes, strict=True))
+
+
+def _run(by: ModuleType, source: Form | Padded, target: Form | Padded, layout: TensorLayout, tensors: Sequence[Tensor]) -> Any:
+    if target is Form.PACKED:
+        if isinstance(source, Padded):
             return by.pack_padded(tensors[0], layout, source.batch_first)
-        case Form.PACKED, Padded():
+        return by.pack_ragged(tensors[0], layout) if source is Form.RAGGED else by.pack_listed(tensors, layout)
+    if source is Form.PACKED:
+        if isinstance(target, Padded):
             return by.unpack_padded(tensors[0], layout, target.batch_first, target.steps, target.padding_value)
-        case Form.RAGGED, Form.PACKED:
-            return by.pack_ragged(tensors[0], layout)
-        case Form.PACKED, Form.RAGGED:
-            return by.unpack_ragged(tensors[0], layout)
-        case Form.LISTED, Form.PACKED:
-            return by.pack_listed(tensors, layout)
-        case Form.PACKED, Form.LISTED:
-            return tuple(by.unpack_listed(tensors[0], layout))
-        case Form.LISTED, Padded():
-            return by.pad_listed(tensors, layout.lengths, *target)
-        case Padded(), Form.LISTED:
-            return tuple(by.unpad_listed(tensors[0], layout.lengths, source.batch_first, source.after))
+        return by.unpack_ragged(tensors[0], layout) if target is Form.RAGGED else by.unpack_listed(tensors[0], layout)
+    if isinstance(target, Padded):
+        return by.pad_listed(tensors, layout.lengths, *target)
+    if isinstance(source, Padded):
+        return by.unpad_listed(tensors[0], layout.lengths, source.batch_first, source.after)
     raise TypeError(f"there is no move from {source} to {target}")

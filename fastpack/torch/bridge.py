@@ -29,16 +29,19 @@ def is_eager() -> bool:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether a tensor is just strided memory of this process, its bits the values."""
-    return (
-        type(tensor) in PLAIN_TYPES
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
-        and not tensor.is_neg()
-        and not tensor.is_conj()
-        and not tensor.is_quantized
-        and (tensor.data_ptr() != 0 or tensor.numel() == 0)
-    )
+    try:
+        return (
+            type(tensor) in PLAIN_TYPES
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and not tensor.is_nested
+            and not tensor.is_neg()
+            and not tensor.is_conj()
+            and not tensor.is_quantized
+            and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+        )
+    except RuntimeError:  # no storage, as under the vmap of torch.autograd's is_grads_batched
+        return False
 
 
 def are_dense(tensors: Sequence[Tensor]) -> bool:

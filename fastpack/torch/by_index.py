@@ -18,7 +18,7 @@ def pack_padded(padded: Tensor, layout: TensorLayout, batch_first: bool) -> Tens
     sequences, steps = torch.from_numpy(maps.sequences), torch.from_numpy(maps.steps)
     B, T = padded.shape[:2] if batch_first else padded.shape[1::-1]
     rows = sequences * T + steps if batch_first else steps * B + sequences
-    return padded.flatten(0, 1).index_select(0, rows)
+    return padded.reshape(B * T, *padded.shape[2:]).index_select(0, rows)
 
 
 def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: int, padding_value: float) -> Tensor:
@@ -28,7 +28,7 @@ def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: 
     rows = torch.full((B, steps), layout.num_rows)
     rows[torch.from_numpy(maps.sequences), torch.from_numpy(maps.steps)] = torch.arange(layout.num_rows)
     rows = rows if batch_first else rows.T
-    return torch.cat([data, padding]).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return torch.cat([data, padding]).index_select(0, rows.flatten()).view(*rows.shape, *data.shape[1:])
 
 
 def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
@@ -46,9 +46,9 @@ def pack_listed(sequences: Sequence[Tensor], layout: TensorLayout) -> Tensor:
     return pack_ragged(torch.cat(list(sequences)), layout)
 
 
-def unpack_listed(data: Tensor, layout: TensorLayout) -> list[Tensor]:
+def unpack_listed(data: Tensor, layout: TensorLayout) -> tuple[Tensor, ...]:
     """As moves.unpack_listed."""
-    return list(unpack_ragged(data, layout).split(layout.lengths.tolist()))
+    return torch.split(unpack_ragged(data, layout), layout.lengths.tolist())
 
 
 def pad_listed(sequences: Sequence[Tensor], lengths: Tensor, batch_first: bool, steps: int, after: int, padding_value: float) -> Tensor:
@@ -59,8 +59,8 @@ def pad_listed(sequences: Sequence[Tensor], lengths: Tensor, batch_first: bool, 
     return torch.stack(padded, 0 if batch_first else 1)
 
 
-def unpad_listed(padded: Tensor, lengths: Tensor, batch_first: bool, after: int = 1) -> list[Tensor]:
+def unpad_listed(padded: Tensor, lengths: Tensor, batch_first: bool, after: int = 1) -> tuple[Tensor, ...]:
     """As moves.unpad_listed."""
     rows = padded if batch_first else padded.transpose(0, 1)
     T = rows.shape[1]
-    return [row[:length] if after else row[T - length :] for row, length in zip(rows, lengths.tolist(), strict=True)]
+    return tuple(row[:length] if after else row[T - length :] for row, length in zip(rows, lengths.tolist(), strict=True))

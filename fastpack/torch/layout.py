@@ -37,9 +37,10 @@ class TensorLayout(NamedTuple):
 
 def from_lengths(lengths: Tensor, longest: int, total: int) -> TensorLayout:
     """Return the layout of checked lengths, a contiguous int64 tensor."""
-    batch_sizes, order, places = lengths.new_empty(longest), torch.empty_like(lengths), torch.empty_like(lengths)
-    addresses = batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()
-    run(blocks.SortByLength(lengths.data_ptr(), lengths.shape[0], longest, *addresses))
+    # one block of memory for the three: allocating is what costs here
+    B = lengths.shape[0]
+    batch_sizes, order, places = torch.unsafe_split_with_sizes(lengths.new_empty(longest + 2 * B), (longest, B, B))
+    run(blocks.SortByLength(lengths.data_ptr(), B, longest, batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()))
     return TensorLayout(lengths, batch_sizes, order, places, total)
 
 

@@ -46,8 +46,8 @@ def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: 
     if filled and layout.num_rows < layout.num_sequences * steps:
         padding_row = data.new_full(data.shape[1:], padding_value)
         shares, B, lengths = parallel.threads(filled), layout.num_sequences, layout.lengths.data_ptr()
-        home = padded.data_ptr(), sequence_bytes, step_bytes, B, shares
-        parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths, steps, 1, *home), shares, filled)
+        batch = padded.data_ptr(), sequence_bytes, step_bytes, B, shares
+        parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths, steps, 1, *batch), shares, filled)
     return padded
 
 
@@ -123,7 +123,7 @@ def pad_ragged(values: Tensor, lengths: Tensor, batch_first: bool, steps: int, a
 
 
 def unpad_listed(padded: Tensor, lengths: Tensor, batch_first: bool, after: int = 1) -> tuple[Tensor, ...]:
-    """The sequences of (B, T, ...) or (T, B, ...), parts of one block of memory."""
+    """Sequences of (B, T, ...) or (T, B, ...), parts of one block of memory."""
     padded = padded if is_contiguous(padded.shape[2:], padded.stride()[2:], 1) else padded.contiguous()
     B, offsets, item_bytes = lengths.shape[0], offsets_of(lengths), padded.element_size()
     values = padded.new_empty((int(offsets[-1]), *padded.shape[2:]))

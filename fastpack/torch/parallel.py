@@ -21,7 +21,7 @@ _may_share = True
 
 
 def _stay_serial() -> None:
-    """A forked child must not enter torch's OpenMP pool, whose threads the fork did not bring along: it would hang."""
+    """Keep a forked child out of torch's OpenMP pool: the fork did not bring its threads along, and it would hang."""
     global _may_share
     _may_share = False
 

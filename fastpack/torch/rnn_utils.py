@@ -65,9 +65,11 @@ def pack_padded_sequence(
     vector = _as_vector(lengths)
     shape = input.shape
     if vector is None or len(shape) < 2 or vector.shape[0] != shape[0 if batch_first else 1] or not (input.numel() or allow_empty):
-        return _refused(input, lengths, batch_first, enforce_sorted, "the shapes of input and lengths do not fit each other")
+        B = shape[0 if batch_first else 1] if len(shape) > 1 else 0
+        problem = f"Expected `len(lengths)` to be equal to batch_size, but got {len(lengths)} (batch_size={B})"
+        return _refused(input, lengths, batch_first, enforce_sorted, problem)
     facts = measure_lengths(vector.data_ptr(), vector.shape[0], shape[1 if batch_first else 0])
-    problem = _problem(facts, vector, enforce_sorted, allow_empty)
+    problem = _problem(facts, vector, shape[1 if batch_first else 0], enforce_sorted, allow_empty)
     if problem:
         return _refused(input, lengths, batch_first, enforce_sorted, problem)
     layout = from_lengths(vector, facts.longest, facts.total)
@@ -150,7 +152,7 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True, *, allow
     if listed is None:
         return theirs.pack_sequence(sequences, enforce_sorted)
     facts = measure_lengths(listed.lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
-    if _problem(facts, listed.lengths, enforce_sorted, allow_empty) or not (facts.total or allow_empty):
+    if _problem(facts, listed.lengths, facts.longest, enforce_sorted, allow_empty) or not (facts.total or allow_empty):
         return theirs.pack_sequence(sequences, enforce_sorted)
     layout = from_lengths(listed.lengths, facts.longest, facts.total)
     if listed.values is not None:
@@ -274,7 +276,7 @@ def unpad_sequence(padded_sequences: Tensor, lengths: Tensor, batch_first: bool 
     if vector is None or vector.shape[0] != B:
         return theirs.unpad_sequence(padded_sequences if batch_first else padded_sequences.transpose(0, 1), lengths, True)
     facts = measure_lengths(vector.data_ptr(), B, T)
-    problem = _problem(facts, vector, enforce_sorted=False, allow_empty=True)
+    problem = _problem(facts, vector, T, enforce_sorted=False, allow_empty=True)
     if problem:
         raise RuntimeError(problem)
     if needs_grad(padded_sequences):
@@ -295,14 +297,14 @@ def _as_vector(lengths: Any) -> Tensor | None:
     return given.to(torch.int64).contiguous() if is_dense(given) and given.dim() == 1 else None
 
 
-def _problem(facts: LengthFacts, lengths: Tensor, enforce_sorted: bool, allow_empty: bool) -> str:
+def _problem(facts: LengthFacts, lengths: Tensor, T: int, enforce_sorted: bool, allow_empty: bool) -> str:
     """Say what is wrong with lengths, for where torch does not; '' where nothing is."""
     if facts.negative >= 0:
         return f"lengths[{facts.negative}] is {int(lengths[facts.negative])}, but a length is never negative"
     if facts.empty >= 0 and not allow_empty:
         return f"lengths[{facts.empty}] is 0: pass allow_empty=True to accept sequences without any row"
     if facts.too_long >= 0:
-        return f"lengths[{facts.too_long}] is {int(lengths[facts.too_long])}, but input has fewer steps"
+        return f"lengths[{facts.too_long}] is {int(lengths[facts.too_long])}, but the padded batch has only {T} steps"
     if facts.rise >= 0 and enforce_sorted:
         return "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True."
     return "lengths add up to more rows than int64 can count" if facts.total < 0 else ""
