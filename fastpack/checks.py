@@ -1,6 +1,7 @@
 """Each rule on arguments of the NumPy level, and its message, once."""
 
 import cmath
+import math
 import numbers
 import operator
 from collections.abc import Iterable
@@ -199,8 +200,8 @@ def padding(value: Any, dtype: np.dtype[Any], name: str = "padding_value") -> Ar
     if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
         value = np.asarray(value)[()]  # an array or a tensor of one value
     held: Array = np.ndarray((), dtype, bytearray(max(dtype.itemsize, 1)))  # zero, the gaps between fields too
-    if _is_number(value) and not isinstance(value, bool) and value == 0 and dtype.kind not in "fc":
-        return held  # in floats, zero has a sign
+    if _is_zero(value):
+        return held
     refusal = f"{name} is {value!r}, which dtype {dtype} cannot hold"
     try:
         with np.errstate(all="raise", under="ignore"):
@@ -284,6 +285,13 @@ def _is_integer(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Number) and not isinstance(value, np.timedelta64)  # which NumPy counts among the integers
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether `value` is the number 0, and not -0.0, which is a value of its own."""
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
+        return False
+    return bool(value == 0) and math.copysign(1.0, value) > 0
 
 
 def _is_masked(value: Any) -> bool:

@@ -218,7 +218,7 @@ def offsets_of(counts: Int64Array) -> Int64Array:
 
 
 def _indices(value: Any, name: str) -> Array:
-    found = np.asarray(value)
+    found = np.asarray(value, None if np.size(value) else np.int64)  # of an empty list NumPy makes float64
     if found.dtype.kind not in "iu":
         raise TypeError(f"{name} is of dtype {found.dtype}, not of an integer dtype")
     return found

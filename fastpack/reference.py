@@ -23,10 +23,9 @@ def measure_lengths(lengths: Int64Array, limit: int, facts: Int64Array) -> None:
     values = lengths.tolist()
     rises = [False] + [after > before for before, after in pairwise(values)]
     facts[0] = max([0, *values])
-    # a sum that int64 cannot hold at any point is -1; what a negative length does to the sum is of no interest to anyone
     total = 0
-    for value in values:
-        total = -1 if total < 0 or total + value > LARGEST else total + value
+    for value in values:  # below 0, by overflow or by a negative length, it stays as it is
+        total = total if total < 0 else -1 if total + value > LARGEST else total + value
     facts[1] = total
     facts[2] = _first([value < 0 for value in values])
     facts[3] = _first([value > limit for value in values])
@@ -45,7 +44,7 @@ def sort_by_length(lengths: Int64Array, batch_sizes: Int64Array, sorted_indices:
 def measure_layout(batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, facts: Int64Array) -> None:
     """Find the sum of batch sizes, the first below 1 or above the one before, and the first index without its inverse."""
     sizes, B = batch_sizes.tolist(), len(sorted_indices)
-    bad_steps = [not 1 <= size <= before for size, before in zip(sizes, [B, *sizes[:-1]], strict=True)]
+    bad_steps = [not 1 <= size <= before for before, size in pairwise([B, *sizes])]
     good = sizes[: bad_steps.index(True)] if any(bad_steps) else sizes
     facts[0] = sum(good) if sum(good) <= LARGEST else -1
     facts[1] = _first(bad_steps)
@@ -56,6 +55,12 @@ def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array, leng
     """Find each sequence's length: the number of steps with more sequences than stand before it."""
     for i, place in enumerate(unsorted_indices):
         lengths[i] = np.count_nonzero(batch_sizes > place)
+
+
+def offsets_of(counts: Int64Array, offsets: Int64Array) -> None:
+    """Find where each of `counts` begins in their sum, and the sum."""
+    for i in range(len(offsets)):
+        offsets[i] = sum(counts[:i])
 
 
 def pack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
@@ -70,6 +75,11 @@ def pack_listed(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_s
         for i in sorted_indices[:size]:
             packed[n] = first_rows[i][t]
             n += 1
+
+
+def pack_ragged(values: Array, offsets: Int64Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move rows of sequences that follow each other (N, ...) into packed order (N, ...)."""
+    pack_listed([values[start:end] for start, end in pairwise(offsets)], sorted_indices, batch_sizes, packed)
 
 
 def pack_scattered(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
@@ -91,10 +101,28 @@ def unpack_listed(first_rows: Sequence[Array], sorted_indices: Int64Array, batch
             n += 1
 
 
+def unpack_ragged(values: Array, offsets: Int64Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
+    """Move packed rows (N, ...) back into sequences that follow each other (N, ...)."""
+    unpack_listed([values[start:end] for start, end in pairwise(offsets)], sorted_indices, batch_sizes, packed)
+
+
 def copy_listed(first_rows: Sequence[Array], target_rows: Sequence[Array], lengths: Int64Array) -> None:
     """Copy rows of separate sequences to other places."""
     for source, target, length in zip(first_rows, target_rows, lengths, strict=True):
         target[:length] = source[:length]
+
+
+def pad_ragged(values: Array, offsets: Int64Array, padding_row: Array, after: int, padded: Array) -> None:
+    """Move rows of sequences that follow each other (N, ...) into a padded batch (B, T, ...), and fill its padding."""
+    padded[:] = padding_row
+    for i, (start, end) in enumerate(pairwise(offsets)):
+        _steps(padded[i], end - start, after)[:] = values[start:end]
+
+
+def unpad_ragged(values: Array, offsets: Int64Array, after: int, padded: Array) -> None:
+    """Move rows of a padded batch (B, T, ...) one sequence after another (N, ...)."""
+    for i, (start, end) in enumerate(pairwise(offsets)):
+        values[start:end] = _steps(padded[i], end - start, after)
 
 
 def fill_padding(padding_row: Array, lengths: Int64Array, after: int, padded: Array) -> None:
@@ -103,6 +131,11 @@ def fill_padding(padding_row: Array, lengths: Int64Array, after: int, padded: Ar
     for i, length in enumerate(lengths):
         padding = padded[i, length:] if after else padded[i, : T - length]
         padding[:] = padding_row
+
+
+def _steps(row: Array, length: int, after: int) -> Array:
+    """Return the part of a row (T, ...) of a padded batch that is no padding."""
+    return row[:length] if after else row[len(row) - length :]
 
 
 def _first(found: list[bool]) -> int:
