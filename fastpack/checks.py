@@ -266,7 +266,7 @@ def count(value: Any, name: str, least: int) -> int:
 
 def choice(value: Any, name: str, among: tuple[str, ...]) -> str:
     """Return `value`, one of `among`."""
-    if value not in among:
+    if not isinstance(value, str) or value not in among:
         raise ValueError(f"{name} is {value!r}, but can only be {' or '.join(map(repr, among))}")
     chosen: str = value
     return chosen

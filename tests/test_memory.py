@@ -1,0 +1,55 @@
+"""What packing and unpacking take in memory: the result, and O(B + T) beside it."""
+
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import fastpack
+
+B, T, D = 256, 500, 40
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that `work` held at once, as far as Python and NumPy know."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        result = work()
+        most = tracemalloc.get_traced_memory()[1] - before
+        del result
+    finally:
+        tracemalloc.stop()
+    return most
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[np.ndarray]:
+    lengths = np.random.default_rng(0).integers(1, T + 1, B)
+    return [np.ones((length, D), np.float32) for length in lengths]
+
+
+def test_packing_needs_its_result_alone(sequences: list[np.ndarray]):
+    packed = fastpack.pack(sequences)  # the kernels are open now
+    values, offsets = fastpack.unpack_ragged(packed)
+    padded, lengths = fastpack.pad(packed)
+    turned = [np.asfortranarray(item) for item in sequences]
+    results = {
+        "pack": (lambda: fastpack.pack(sequences), packed.data),
+        "pack of any strides": (lambda: fastpack.pack(turned), packed.data),
+        "pack_padded": (lambda: fastpack.pack_padded(padded, lengths), packed.data),
+        "pack_ragged": (lambda: fastpack.pack_ragged(values, offsets), packed.data),
+        "pad": (lambda: fastpack.pad(packed), padded),
+        "unpack": (lambda: fastpack.unpack(packed), values),
+        "unpack_ragged": (lambda: fastpack.unpack_ragged(packed), values),
+    }
+    factors = {name: peak(work) / result.nbytes for name, (work, result) in results.items()}
+    assert all(1.0 <= factor < 1.05 for factor in factors.values()), factors
+
+
+def test_a_copy_would_be_noticed(sequences: list[np.ndarray]):
+    packed = fastpack.pack(sequences)
+    assert peak(lambda: fastpack.pack([item.copy() for item in sequences])) > 1.9 * packed.data.nbytes
+    assert peak(lambda: fastpack.pack_padded(*fastpack.pad(packed))) > 1.9 * packed.data.nbytes
