@@ -8,21 +8,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fastpack import headers
+from fastpack.headers import Array as Array
+from fastpack.headers import Headers
+from fastpack.headers import Int64Array as Int64Array
+from fastpack.headers import address as address
 from fastpack.layout import LengthFacts, measure_layout, measure_lengths
 
-Array = npt.NDArray[Any]
-Int64Array = npt.NDArray[np.int64]
 LARGEST = 2**63 - 1
 ROWS = "an array of rows: pass an array, or a list of numbers"
 INTEGERS = "a vector of integers: pass an array of them, a list or a tuple"
-
-
-def address(array: Array) -> int:
-    """Return where an array's first element is."""
-    where: int = array.ctypes.data
-    return where
 
 
 def array(value: Any, name: str, wanted: str = ROWS) -> Array:
@@ -127,8 +123,8 @@ def offsets(value: Any, N: int) -> Int64Array:
     return vector
 
 
-def sequences(value: Iterable[Any]) -> list[Array]:
-    """Return the arrays of a list of sequences, all of one dtype and one trailing shape."""
+def sequences(value: Iterable[Any]) -> tuple[list[Array], Headers]:
+    """Return the arrays of a list of sequences, all of one dtype and one trailing shape, and where their rows are."""
     if isinstance(value, (str, bytes, dict, set, frozenset)) or not isinstance(value, Iterable):
         raise TypeError(f"sequences is {_described(value)}, not a list of arrays: pass a list with one array a sequence")
     if hasattr(value, "batch_sizes"):
@@ -138,6 +134,15 @@ def sequences(value: Iterable[Any]) -> list[Array]:
         arrays = _converted(arrays)
     if not arrays:
         raise ValueError("sequences is empty: a batch needs at least one sequence")
+    found = headers.at_once(arrays)
+    if found is None or arrays[0].dtype.hasobject or (found.shapes[:, 1:] != found.shapes[0, 1:]).any():
+        _alike(arrays)
+        found = headers.one_by_one(arrays)
+    return arrays, found
+
+
+def _alike(arrays: list[Array]) -> None:
+    """Refuse the first array that is not as the first is."""
     first = arrays[0]
     dtype, trailing, dimensions = first.dtype, first.shape[1:], first.ndim
     if dtype.hasobject:
@@ -157,7 +162,6 @@ def sequences(value: Iterable[Any]) -> list[Array]:
                 f"sequences[{k}] has rows of shape {shape[1:]}, but those of sequences[0] have {trailing}: its shape is {shape}, "
                 "and only the first dimension may differ"
             )
-    return arrays
 
 
 def _converted(items: list[Any]) -> list[Array]:

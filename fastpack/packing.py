@@ -45,13 +45,11 @@ def pack(sequences: Iterable[Any]) -> Packed:
     >>> "".join(packed.data), packed.batch_sizes.tolist(), packed.sorted_indices.tolist()
     ('axbc', [2, 1, 1], [0, 1])
     """
-    arrays = checks.sequences(sequences)
+    arrays, (first_rows, shapes, strides) = checks.sequences(sequences)
     first = arrays[0]
-    strides = {item.strides for item in arrays}
-    every = np.array(list(strides) if len(strides) == 1 else [item.strides for item in arrays], np.int64)
-    first_rows = np.fromiter(map(address, arrays), np.int64, len(arrays))
-    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-    return _pack(Source(first_rows, every, first.shape[1:], first.itemsize), first.dtype, lengths)
+    if (strides == strides[0]).all():
+        strides = strides[:1]
+    return _pack(Source(first_rows, strides, first.shape[1:], first.itemsize), first.dtype, np.ascontiguousarray(shapes[:, 0]))
 
 
 def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
