@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-sort=name
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-sort=name --benchmark-columns=min,median,rounds
 
 clean:
 	rm -rf .venv build dist fastpack/_machine_code .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

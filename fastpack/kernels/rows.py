@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from fastpack import blocks
 from fastpack.kernels.homes import Listed, Padded, Ragged, Scattered, first_row, step_bytes_of
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, copy_1, copy_2, copy_4, copy_8, copy_16, copy_32, memcpy, stack_pointers, transposer
+from fastpack.kernels.memory import advance, copy_1, copy_2, copy_4, copy_8, copy_row, stack_pointers, transposer
 
 BLOCK = 16  # steps walked together: the side of the largest tile
-BY_LIBRARY = 1024  # bytes from which on the C library's memcpy is as quick as vectors one by one
 
 
 class Packed(NamedTuple):
@@ -24,34 +23,6 @@ class Packed(NamedTuple):
     sorted_indices: Any  # (B,)
     batch_sizes: Any  # (T,)
     T: int
-
-
-@helper
-def copy_row(to, source, row_bytes):
-    # a last vector that overlaps the one before makes any length a few whole vectors
-    if row_bytes > BY_LIBRARY:
-        memcpy(to, source, row_bytes)
-    elif row_bytes >= 32:
-        at = 0
-        while at + 32 <= row_bytes:
-            copy_32(advance(to, at), advance(source, at))
-            at += 32
-        if at < row_bytes:
-            copy_32(advance(to, row_bytes - 32), advance(source, row_bytes - 32))
-    elif row_bytes >= 16:
-        copy_16(to, source)
-        copy_16(advance(to, row_bytes - 16), advance(source, row_bytes - 16))
-    elif row_bytes >= 8:
-        copy_8(to, source)
-        copy_8(advance(to, row_bytes - 8), advance(source, row_bytes - 8))
-    elif row_bytes >= 4:
-        copy_4(to, source)
-        copy_4(advance(to, row_bytes - 4), advance(source, row_bytes - 4))
-    elif row_bytes >= 2:
-        copy_2(to, source)
-        copy_2(advance(to, row_bytes - 2), advance(source, row_bytes - 2))
-    elif row_bytes == 1:
-        copy_1(to, source)
 
 
 @helper
