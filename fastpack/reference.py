@@ -60,7 +60,7 @@ def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array, leng
 def offsets_of(counts: Int64Array, offsets: Int64Array) -> None:
     """Find where each of `counts` begins in their sum, and the sum."""
     for i in range(len(offsets)):
-        offsets[i] = sum(counts[:i])
+        offsets[i] = counts[:i].sum()
 
 
 def pack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
