@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import checks
-from fastpack.packed import Packed
+from fastpack.packed import Layout, Packed
 from fastpack.packing import pack
 from fastpack.torch.autograd import Form, move
+from fastpack.torch.bridge import is_dense, is_eager
 from fastpack.torch.layout import from_lengths, from_packed
 
 
@@ -49,11 +50,14 @@ def pack_ragged(values: Tensor, offsets: Any) -> PackedSequence:
     if values.dim() == 0:
         raise ValueError("values has no dimension, but its first counts the rows")
     bounds = checks.offsets(offsets.detach().cpu().numpy() if isinstance(offsets, Tensor) else offsets, values.shape[0])
+    if not (is_eager() and is_dense(values)):
+        maps = Layout(np.diff(bounds))
+        rows, sizes, *indices = map(torch.from_numpy, (maps.ragged_rows, maps.batch_sizes, maps.sorted_indices, maps.unsorted_indices))
+        return PackedSequence(values[rows.to(values.device)], sizes, *(index.to(values.device) for index in indices))
     lengths = torch.from_numpy(np.diff(bounds))
     layout = from_lengths(lengths, int(lengths.max()), values.shape[0])
     data = move(Form.RAGGED, Form.PACKED, layout, values)
-    indices = (index.to(values.device) for index in (layout.sorted_indices, layout.unsorted_indices))
-    return PackedSequence(data, layout.batch_sizes, *indices)
+    return PackedSequence(data, layout.batch_sizes, layout.sorted_indices, layout.unsorted_indices)
 
 
 def pack_numpy(sequences: Iterable[Any]) -> PackedSequence:

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from fastpack.torch import by_index, moves
 from fastpack.torch.bridge import is_dense, is_eager
-from fastpack.torch.layout import TensorLayout, is_consistent
+from fastpack.torch.layout import TensorLayout, is_unchanged
 
 
 class Form(Enum):
@@ -48,8 +48,10 @@ def move(source: Form | Padded, target: Form | Padded, layout: TensorLayout, *te
 class _Move(Function):
     @staticmethod
     def forward(ctx: Any, source: Form | Padded, target: Form | Padded, layout: TensorLayout, *tensors: Tensor) -> Any:
-        # saved as torch saves tensors, so that a change in place before the backward pass raises torch's own error
-        ctx.save_for_backward(*layout[:4])
+        # saved as torch saves tensors, so that a change in place before the backward pass raises torch's own error; but of
+        # the lengths a copy, as they may be the caller's own, who is free to change them
+        indices = (index.clone() if index.is_inference() else index for index in layout[1:4])
+        ctx.save_for_backward(layout.lengths.clone(), *indices)
         ctx.num_rows, ctx.source, ctx.target = layout.num_rows, source, target
         moved = _run(moves, source, target, layout, tensors)
         if target is Form.LISTED:
@@ -61,7 +63,7 @@ class _Move(Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         lengths, batch_sizes, order, places = ctx.saved_tensors
         layout = TensorLayout(lengths, batch_sizes, order, places, ctx.num_rows)
-        if (ctx.source is Form.PACKED or ctx.target is Form.PACKED) and not is_consistent(layout):
+        if (ctx.source is Form.PACKED or ctx.target is Form.PACKED) and not is_unchanged(layout):
             raise RuntimeError("batch_sizes or an index tensor of this packed batch was changed after its forward pass")
         wanted = ctx.needs_input_grad[3:]
         given: Any = gradients if ctx.target is not Form.LISTED else _completed(gradients, ctx.shapes)

@@ -4,7 +4,6 @@ Everything else goes to torch's own functions, which know what to do with it.
 """
 
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,10 +37,15 @@ def is_dense(tensor: Tensor) -> bool:
             and not tensor.is_neg()
             and not tensor.is_conj()
             and not tensor.is_quantized
-            and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+            and (has_memory(tensor) or tensor.numel() == 0)
         )
     except RuntimeError:  # no storage, as under the vmap of torch.autograd's is_grads_batched
         return False
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether there is something at a tensor's address: lazy zeros have none, nor has what a storage held before resize_(0)."""
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() != 0
 
 
 def are_dense(tensors: Sequence[Tensor]) -> bool:
@@ -68,13 +72,13 @@ def path(*tensors: Tensor) -> str:
     """
     if not is_eager():
         return "torch: a transform, trace, compilation or mode is active"
-    for tensor in chain(tensors):
+    for tensor in tensors:
         if type(tensor) not in PLAIN_TYPES:
             return f"torch: a tensor is a {type(tensor).__name__}"
         if not tensor.is_cpu:
             return f"torch: a tensor is on {tensor.device}"
         if not is_dense(tensor):
-            return "torch: a tensor is sparse, nested, quantised, or a lazy negation or conjugate"
+            return "torch: a tensor is sparse, nested, quantised, without memory, or a lazy negation or conjugate"
     return "kernels"
 
 

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack import blocks
 from fastpack.layout import measure_layout
 from fastpack.machine import run
+from fastpack.torch.bridge import PLAIN_TYPES, has_memory
 
 
 class TensorLayout(NamedTuple):
@@ -59,16 +60,16 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     if not is_vector(batch_sizes):
         return None
     if order is None and places is None:
-        if not batch_sizes.shape[0]:
+        B = int(batch_sizes[0]) if batch_sizes.shape[0] else 0
+        if not 0 < B <= sequence.data.shape[0]:  # before so much memory is taken
             return None
-        order = places = torch.arange(max(0, int(batch_sizes[0])), device="cpu")
+        order = places = torch.arange(B, device="cpu")
     if order is None or places is None or not is_vector(order) or not is_vector(places) or order.shape != places.shape:
         return None
     layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
     if not is_consistent(layout):
         return None
-    addresses = batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), places.shape[0]
-    run(blocks.LengthsInOrder(*addresses, layout.lengths.data_ptr()))
+    _write_lengths(layout, layout.lengths)
     return layout
 
 
@@ -79,6 +80,22 @@ def is_consistent(layout: TensorLayout) -> bool:
     return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == layout.num_rows and layout.num_sequences > 0
 
 
+def is_unchanged(layout: TensorLayout) -> bool:
+    """Whether a layout that was checked before still is what its lengths say, whatever was done to its tensors since."""
+    if not all(map(is_vector, layout[:4])) or len({index.shape for index in (layout.lengths, *layout[2:4])}) > 1:
+        return False
+    if not is_consistent(layout):
+        return False
+    lengths = torch.empty_like(layout.lengths)
+    _write_lengths(layout, lengths)
+    return torch.equal(lengths, layout.lengths)
+
+
+def _write_lengths(layout: TensorLayout, lengths: Tensor) -> None:
+    addresses = layout.batch_sizes.data_ptr(), layout.num_steps, layout.unsorted_indices.data_ptr(), layout.num_sequences
+    run(blocks.LengthsInOrder(*addresses, lengths.data_ptr()))
+
+
 def offsets_of(lengths: Tensor) -> Tensor:
     """Return where each sequence begins in ragged order, and the number of rows: (B + 1,)."""
     offsets = lengths.new_empty(lengths.shape[0] + 1)
@@ -87,5 +104,14 @@ def offsets_of(lengths: Tensor) -> Tensor:
 
 
 def is_vector(tensor: Tensor) -> bool:
-    """Whether a tensor is a contiguous int64 vector of the CPU."""
-    return tensor.dtype is torch.int64 and tensor.is_cpu and tensor.dim() == 1 and tensor.is_contiguous()
+    """Whether a tensor is a contiguous int64 vector in memory of the CPU."""
+    return (
+        type(tensor) in PLAIN_TYPES
+        and tensor.dtype is torch.int64
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.dim() == 1
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and (has_memory(tensor) or tensor.numel() == 0)
+    )

@@ -12,7 +12,10 @@ from fastpack import blocks
 from fastpack.checks import Int64Array, address
 from fastpack.moves import Source, gather_block, is_contiguous
 from fastpack.torch import parallel
+from fastpack.torch.bridge import has_memory
 from fastpack.torch.layout import TensorLayout, offsets_of
+
+LOWEST = 1 << 16  # no memory of a process lies below; an empty tensor's address is 0
 
 
 def pack_padded(padded: Tensor, layout: TensorLayout, batch_first: bool) -> Tensor:
@@ -43,7 +46,8 @@ def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: 
     if filled and layout.num_rows:
         home = padded.data_ptr(), sequence_bytes, step_bytes, row_bytes
         parallel.run(blocks.UnpackPadded(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, filled)
-    if filled and layout.num_rows < layout.num_sequences * steps:
+    # where there is nothing to fill, a padding value that the dtype cannot hold is still refused
+    if filled and (layout.num_rows < layout.num_sequences * steps or padding_value != 0.0):
         padding_row = data.new_full(data.shape[1:], padding_value)
         shares, B, lengths = parallel.threads(filled), layout.num_sequences, layout.lengths.data_ptr()
         batch = padded.data_ptr(), sequence_bytes, step_bytes, B, shares
@@ -153,7 +157,12 @@ def _parted(values: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
 
 
 def _addresses(sequences: Sequence[Tensor]) -> Int64Array:
-    return np.frombuffer(array("q", map(Tensor.data_ptr, sequences)), np.int64)
+    addresses = array("q", map(Tensor.data_ptr, sequences))
+    if min(addresses) < LOWEST:  # rare enough to ask every tensor only here
+        for k, sequence in enumerate(sequences):
+            if sequence.numel() and not has_memory(sequence):
+                raise RuntimeError(f"sequences[{k}] has no memory: its storage was emptied, or it is a lazy zero")
+    return np.frombuffer(addresses, np.int64)
 
 
 def _gather(source: Source, layout: TensorLayout, data: Tensor) -> None:

@@ -5,10 +5,9 @@ function, which does the one slowly and raises its own error for the other. Only
 is there an error of ours.
 """
 
-from array import array
-from collections.abc import Iterable, Sequence
-from math import prod
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.torch import moves
 from fastpack.torch.autograd import Form, Padded, move
-from fastpack.torch.bridge import PLAIN_TYPES, are_dense, is_dense, is_eager, needs_grad
+from fastpack.torch.bridge import PLAIN_TYPES, is_dense, is_eager, needs_grad
 from fastpack.torch.layout import TensorLayout, from_lengths, from_packed, is_vector, only_lengths
+from fastpack.torch.listed import as_listed
 
-JOINED_BELOW = 4096  # bytes a sequence, see _as_listed
+REALS = {float, int, bool}
 
 
 def pack_padded_sequence(
@@ -60,23 +60,23 @@ def pack_padded_sequence(
     >>> packed.data.flatten().tolist(), packed.batch_sizes.tolist()
     ([1.0, 9.0, 2.0, 3.0], [2, 1, 1])
     """
-    if not (is_eager() and is_dense(input)):
+    if not (is_eager() and is_dense(input) and input.dim() > 1 and type(batch_first) is bool):
         return theirs.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
     vector = _as_vector(lengths)
-    shape = input.shape
-    if vector is None or len(shape) < 2 or vector.shape[0] != shape[0 if batch_first else 1] or not (input.numel() or allow_empty):
-        B = shape[0 if batch_first else 1] if len(shape) > 1 else 0
-        problem = f"Expected `len(lengths)` to be equal to batch_size, but got {len(lengths)} (batch_size={B})"
-        return _refused(input, lengths, batch_first, enforce_sorted, problem)
-    facts = measure_lengths(vector.data_ptr(), vector.shape[0], shape[1 if batch_first else 0])
-    problem = _problem(facts, vector, shape[1 if batch_first else 0], enforce_sorted, allow_empty)
+    B, T = input.shape[:2] if batch_first else input.shape[1::-1]
+    if vector is None or vector.shape[0] != B or not (input.numel() or (allow_empty and B)):
+        # torch raises for all of these but a wrong count of lengths that it sorts
+        theirs.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
+        raise RuntimeError(f"Expected `len(lengths)` to be equal to batch_size, but got {len(lengths)} (batch_size={B})")
+    facts = measure_lengths(vector.data_ptr(), B, T)
+    problem = _problem(facts, vector, T, enforce_sorted, allow_empty)
     if problem:
-        return _refused(input, lengths, batch_first, enforce_sorted, problem)
+        if not allow_empty and _is_refused_by_torch(facts, enforce_sorted):
+            theirs.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
+        raise RuntimeError(problem)
     layout = from_lengths(vector, facts.longest, facts.total)
-    if needs_grad(input):
-        data = move(Padded(batch_first, shape[1 if batch_first else 0]), Form.PACKED, layout, input)
-    else:
-        data = moves.pack_padded(input, layout, batch_first)
+    recorded = needs_grad(input)
+    data = move(Padded(batch_first, T), Form.PACKED, layout, input) if recorded else moves.pack_padded(input, layout, batch_first)
     return _packed_sequence(data, layout, enforce_sorted and facts.empty < 0)
 
 
@@ -112,9 +112,9 @@ def pad_packed_sequence(
             [9., 0., 0.]]), tensor([3, 1]))
     """
     layout = _layout(sequence)
-    if layout is None or (total_length is not None and (type(total_length) is not int or total_length < layout.num_steps)):
+    steps = 0 if layout is None else layout.num_steps if total_length is None else _as_count(total_length)
+    if layout is None or steps < layout.num_steps or type(batch_first) is not bool or type(padding_value) not in REALS:
         return theirs.pad_packed_sequence(_whole(sequence), batch_first, padding_value, total_length)
-    steps = layout.num_steps if total_length is None else total_length
     if needs_grad(sequence.data):
         padded = move(Form.PACKED, Padded(batch_first, steps, padding_value=padding_value), layout, sequence.data)
     else:
@@ -148,11 +148,14 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True, *, allow
     >>> packed.data.tolist(), packed.batch_sizes.tolist(), packed.sorted_indices.tolist()
     ([1, 9, 2, 3], [2, 1, 1], [1, 0])
     """
-    listed = _as_listed(sequences)
+    listed = as_listed(sequences)
     if listed is None:
         return theirs.pack_sequence(sequences, enforce_sorted)
     facts = measure_lengths(listed.lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
-    if _problem(facts, listed.lengths, facts.longest, enforce_sorted, allow_empty) or not (facts.total or allow_empty):
+    problem = _problem(facts, listed.lengths, facts.longest, enforce_sorted, allow_empty)
+    if problem and allow_empty:  # torch would first refuse what is empty
+        raise RuntimeError(problem)
+    if problem or not (allow_empty or listed.tensors[0].shape[1:].numel()):
         return theirs.pack_sequence(sequences, enforce_sorted)
     layout = from_lengths(listed.lengths, facts.longest, facts.total)
     if listed.values is not None:
@@ -174,7 +177,7 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     Returns
     -------
     list of B Tensors (T_i, ...)
-        In the caller's order, each with memory of its own.
+        In the caller's order: parts of one new block of memory. Clone one that shall outlive the others, or be saved alone.
 
     Raises
     ------
@@ -225,8 +228,9 @@ def pad_sequence(
     """
     if isinstance(sequences, Iterable) and not isinstance(sequences, (list, tuple)):
         sequences = list(sequences)
-    listed = _as_listed(sequences)
-    if listed is None or padding_side not in ("right", "left"):
+    listed = as_listed(sequences)
+    fits = type(batch_first) is bool and type(padding_value) in REALS and padding_side in ("right", "left")
+    if listed is None or not fits:
         return theirs.pad_sequence(sequences, batch_first, padding_value, padding_side)
     lengths = listed.lengths
     facts = measure_lengths(lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
@@ -253,6 +257,7 @@ def unpad_sequence(padded_sequences: Tensor, lengths: Tensor, batch_first: bool 
     Returns
     -------
     list of B Tensors (T_i, ...)
+        Parts of one new block of memory, as those of `unpack_sequence`.
 
     Raises
     ------
@@ -292,6 +297,8 @@ def _as_vector(lengths: Any) -> Tensor | None:
         return torch.tensor(lengths, dtype=torch.int64, device="cpu")
     given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")  # which raises as torch does
     dtype = given.dtype
+    if isinstance(lengths, (list, tuple)) and any([isinstance(length, bool) for length in lengths]):
+        dtype = torch.bool  # which torch makes 0 and 1 of, beside numbers
     if dtype is torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise TypeError(f"lengths is of dtype {dtype}, not of an integer dtype: torch would cut its values, convert them yourself")
     return given.to(torch.int64).contiguous() if is_dense(given) and given.dim() == 1 else None
@@ -306,70 +313,21 @@ def _problem(facts: LengthFacts, lengths: Tensor, T: int, enforce_sorted: bool, 
     if facts.too_long >= 0:
         return f"lengths[{facts.too_long}] is {int(lengths[facts.too_long])}, but the padded batch has only {T} steps"
     if facts.rise >= 0 and enforce_sorted:
-        return "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True."
+        return "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True: you can pass `enforce_sorted=False`"
     return "lengths add up to more rows than int64 can count" if facts.total < 0 else ""
 
 
-def _refused(input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool, problem: str) -> PackedSequence:
-    """Raise torch's error where it has one, and ours where torch would go on with a wrong result."""
-    theirs.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
-    raise RuntimeError(problem)
+def _is_refused_by_torch(facts: LengthFacts, enforce_sorted: bool) -> bool:
+    """Whether torch raises for such lengths. Where it would not, it must not even try: it makes room for the longest."""
+    return facts.negative >= 0 or facts.empty >= 0 or (facts.rise >= 0 and enforce_sorted)
 
 
-class _Listed(NamedTuple):
-    """A list of sequences that the kernels take: of one dtype and one trailing shape."""
-
-    tensors: Sequence[Tensor]
-    lengths: Tensor  # (B,)
-    needs_grad: bool
-    values: Tensor | None  # all rows, one sequence after another, where short sequences were joined
-
-
-def _as_listed(sequences: Any) -> _Listed | None:
-    """Return sequences checked, or None where torch's own function shall convert, broadcast or refuse them.
-
-    Short sequences are joined first: torch.cat looks at a tensor in 0.09 us, where asking it from Python for all that must
-    be known before its address can be used takes 0.4. From 4 KB a sequence on, the copy would cost more than that.
-
-    Raises
-    ------
-    TypeError
-        torch would cut values of one dtype to fit another.
-    """
-    if not isinstance(sequences, (list, tuple)) or not sequences or not is_eager() or not set(map(type, sequences)) <= PLAIN_TYPES:
-        return None
+def _as_count(value: Any) -> int:
+    """Return an integer of any type, such as NumPy's, as Python's own; -1 where it is none, for torch to refuse."""
     try:
-        shapes = [sequence.shape for sequence in sequences]
-    except RuntimeError:  # a nested tensor has none
-        return None
-    first, shape = sequences[0], shapes[0]
-    if not shape or set(map(len, shapes)) != {len(shape)}:
-        return None
-    counts, *trailing = zip(*shapes, strict=True)
-    if any(len(set(sizes)) > 1 for sizes in trailing):
-        return None
-    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
-    wanted = torch.is_grad_enabled() and any([sequence.requires_grad for sequence in sequences])
-    if not wanted and sum(counts) * prod(shape[1:]) * first.element_size() < JOINED_BELOW * len(sequences):
-        try:
-            values = torch.cat(sequences)
-        except RuntimeError:
-            return None
-        if values.dtype is first.dtype and is_dense(values):
-            return _Listed(sequences, lengths, False, values)
-    if not are_dense(sequences) or not _are_of_one_dtype(sequences):
-        return None
-    return _Listed(sequences, lengths, wanted, None)
-
-
-def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:
-    if len({sequence.dtype for sequence in sequences}) == 1:
-        return True
-    first = sequences[0].dtype
-    for k, sequence in enumerate(sequences):
-        if not torch.can_cast(sequence.dtype, first):
-            raise TypeError(f"sequences[{k}] is of {sequence.dtype}, but sequences[0] is of {first}, which cannot hold its values")
-    return False
+        return -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return -1
 
 
 def _layout(sequence: Any) -> TensorLayout | None:
@@ -380,7 +338,9 @@ def _layout(sequence: Any) -> TensorLayout | None:
 
 def _whole(sequence: Any) -> Any:
     """Refuse a packed batch that torch would unpack in part: rows of `data` that no batch size counts."""
-    if isinstance(sequence, PackedSequence) and is_eager() and sequence.batch_sizes.is_cpu and sequence.data.dim():
+    if isinstance(sequence, PackedSequence) and {type(sequence.data), type(sequence.batch_sizes)} <= PLAIN_TYPES and is_eager():
+        if not (is_dense(sequence.batch_sizes) and sequence.data.dim()):
+            return sequence
         counted, rows = int(sequence.batch_sizes.sum()), sequence.data.shape[0]
         if counted < rows:
             raise RuntimeError(f"batch_sizes add up to {counted}, but data has {rows} rows")
