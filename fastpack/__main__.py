@@ -11,6 +11,8 @@ def main() -> None:
         if error.name and error.name.partition(".")[0] in ("typer", "rich"):
             sys.exit(f"fastpack: the command line needs {error.name}: pip install 'fastpack[cli]'")
         raise
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()
 
 

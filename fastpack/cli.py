@@ -37,9 +37,9 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         """Run a command; in standalone mode, exit."""
         if not standalone_mode:
-            return super().main(args, prog_name or "fastpack", complete_var, False, windows_expand_args, **extra)
+            return super().main(args, "fastpack", complete_var, False, windows_expand_args, **extra)
         try:
-            code = super().main(args, prog_name or "fastpack", complete_var, False, windows_expand_args, **extra)
+            code = super().main(args, "fastpack", complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             code = 130
         except Exception as error:
@@ -129,7 +129,10 @@ def demo(
     need_kernels("demo")
     from fastpack.demo import run
 
-    run(new_console(), output, seed, workers, start_method or None)
+    try:
+        run(new_console(), output, seed, workers, start_method or None)
+    except OSError as error:  # the disk is full by now, or no process can be started
+        fail("demo", str(error), 1)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # so that -3 is a bad length, not a bad option
@@ -153,7 +156,10 @@ def explain(
 
     show.terminal(layout, console)
     if png is not None:
-        show.figure(layout).savefig(png, format=picture_format(png))
+        try:
+            show.figure(layout).savefig(png, format=png.suffix[1:].lower())
+        except OSError as error:  # the disk is full by now
+            fail("explain", str(error), 1)
         console.print(f"drawn in {escape(str(png))}", soft_wrap=True)
 
 
@@ -201,11 +207,6 @@ def check_writable(command: str, option: str, path: Path) -> None:
             path.unlink()
     except (OSError, ValueError) as error:
         fail(command, f"{option} cannot be written: {path}: {getattr(error, 'strerror', None) or error}")
-
-
-def picture_format(path: Path) -> str:
-    """Return matplotlib's name of the format that the file's name asks for."""
-    return path.suffix[1:].lower()
 
 
 def read(file: str) -> str:

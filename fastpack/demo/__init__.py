@@ -33,23 +33,25 @@ def run(console: "Console", output: Path, seed: int = 0, workers: int = 2, start
     float
         The share of the test utterances whose speaker was named.
     """
-    torch.manual_seed(seed)
-    # As in a DataLoader's worker, where packing belongs. It also gives the same result on any number of cores, and leaves
-    # cores to the workers: with two threads on two busy cores, torch's pool made the training 30 times slower, not faster.
+    # One thread, as in a DataLoader's worker, where packing belongs. It gives the same result on any number of cores and leaves
+    # cores to the workers; torch's two threads wait for each other: the training took 269 s, not 9.5, beside another busy process.
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    notebook.run(console)
-    heading(console, "Nine speakers, 640 recordings: the main job")
-    training, test = speakers.load()
-    describe(console, training, test)
-    accuracy = name_speakers(console, training, test, workers, start_method)
-    heading(console, "The time it takes, beside torch's own functions")
-    small = timing.batches(training, speakers.SETTINGS.batch_size)
-    timings = timing.compare(small) + timing.compare(timing.batches(training, len(training)))
+    try:
+        torch.manual_seed(seed)
+        notebook.run(console)
+        heading(console, "Nine speakers, 640 recordings: the main job")
+        training, test = speakers.load()
+        describe(console, training, test)
+        accuracy = name_speakers(console, training, test, workers, start_method)
+        heading(console, "The time it takes, beside torch's own functions")
+        timings = [row for size in (speakers.SETTINGS.batch_size, len(training)) for row in timing.compare(timing.batches(training, size))]
+    finally:
+        torch.set_num_threads(threads)
     console.print(timing.table(timings))
-    console.print(
-        "One thread, as in a worker. Medians of calls that take turns on the same recordings, results compared first.", style="dim"
-    )
-    picture.figure([training[k][0] for k in range(0, len(training), 27)], timings).savefig(output, format=output.suffix[1:].lower())
+    console.print("Medians on one thread, as in a worker; calls in turns, results compared before.", style="dim")
+    drawn = picture.figure([training[k][0] for k in range(0, len(training), 27)], timings)
+    drawn.savefig(output, format=output.suffix[1:].lower())
     console.print(f"\nPicture: {output.resolve()}", markup=False, soft_wrap=True)
     return accuracy
 
@@ -57,7 +59,7 @@ def run(console: "Console", output: Path, seed: int = 0, workers: int = 2, start
 def heading(console: "Console", text: str) -> None:
     """Print the title of a part."""
     console.print()
-    console.rule(f"[bold]{text}[/bold]", align="left", characters="=")
+    console.rule(f"[bold]{text}[/bold]", align="left", characters="=", style="dim")
 
 
 def describe(console: "Console", training: speakers.Utterances, test: speakers.Utterances) -> None:
@@ -65,11 +67,9 @@ def describe(console: "Console", training: speakers.Utterances, test: speakers.U
     lengths = torch.diff(training.offsets)
     rows, cells = int(lengths.sum()), len(lengths) * int(lengths.max())
     shape = f"{int(lengths.min())} to {int(lengths.max())} frames of {training.values.shape[1]} numbers"
-    console.print(f"{len(lengths)} utterances of two Japanese vowels by {speakers.SPEAKERS} men, {shape}; the task: who speaks?")
-    console.print(
-        f"{len(training)} are for training, {len(test)} for the test. Padded to the longest, {1 - rows / cells:.0%} would be padding."
-    )
-    console.print('"Japanese Vowels" by M. Kudo, J. Toyama, M. Shimbo, UCI Machine Learning Repository, CC BY 4.0', style="dim")
+    console.print(f"Who speaks? {len(lengths)} utterances of two vowels by {speakers.SPEAKERS} men, {shape}:")
+    console.print(f"{len(training)} to train, {len(test)} to test. Padded to the longest, {1 - rows / cells:.0%} would be padding.")
+    console.print('"Japanese Vowels", M. Kudo, J. Toyama, M. Shimbo, UCI repository, CC BY 4.0', style="dim")
 
 
 def name_speakers(
@@ -81,14 +81,11 @@ def name_speakers(
     settings = speakers.SETTINGS
     model = speakers.SpeakerNamer(training.frames(), settings)
     options: dict[str, Any] = {
-        "collate_fn": speakers.collate,
         "num_workers": workers,
         "multiprocessing_context": start_method if workers else None,
     }
-    packs = f"{workers} worker processes pack" if workers > 1 else "a worker process packs" if workers else "this process packs"
-    console.print(
-        f"\n{packs} each batch of {settings.batch_size}; a bidirectional LSTM of {settings.hidden_size} units reads the packed rows."
-    )
+    packs = f"{workers} worker processes pack" if workers > 1 else "A worker process packs" if workers else "This process packs"
+    console.print(f"\n{packs} each batch of {settings.batch_size} for a bidirectional LSTM of {settings.hidden_size} units.")
     begin = time.perf_counter()
     columns = (
         TextColumn("{task.description}"),

@@ -25,7 +25,7 @@ def run(console: "Console") -> None:
     def title(text: str) -> None:
         console.print(f"\n{text}", style="bold", markup=False)
 
-    console.rule("[bold]Packed sequence internals[/bold]", align="left", characters="=")
+    console.rule("[bold]Packed sequence internals[/bold]", align="left", characters="=", style="dim")
     sequences = [torch.tensor(values)[:, None] for values in SEQUENCES]
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = pad_sequence(sequences, batch_first=True, padding_value=0)

@@ -7,6 +7,7 @@ Everything a worker needs stands at the top level of this module, so that fork, 
 import contextlib
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -36,7 +37,9 @@ class Settings(NamedTuple):
     batch_size: int
 
 
-SETTINGS = Settings(hidden_size=64, pooling="mean", dropout=0.2, noise=0.2, learning_rate=1e-2, epochs=40, batch_size=30)
+SETTINGS = Settings(
+    hidden_size=64, pooling="last", dropout=0.2, noise=1.2, learning_rate=1e-2, epochs=40, batch_size=30
+)  # by bench/demo_settings.py
 
 
 class Utterances(Dataset[tuple[Tensor, int]]):
@@ -87,7 +90,10 @@ def collate(batch: list[tuple[Tensor, int]]) -> tuple[PackedSequence, Tensor]:
 
 
 class Loader(DataLoader[tuple[Tensor, int]]):
-    """A DataLoader whose workers leave Ctrl-C to the process that started them, and end with the `with` block."""
+    """A DataLoader that packs, whose workers leave Ctrl-C to the process that started them, and end with the `with` block."""
+
+    def __init__(self, utterances: Utterances, batch_size: int, **options: Any) -> None:
+        super().__init__(utterances, batch_size, collate_fn=collate, worker_init_fn=end_quietly, **options)
 
     def __iter__(self) -> Any:
         with interrupts_held(self.multiprocessing_context):
@@ -96,8 +102,26 @@ class Loader(DataLoader[tuple[Tensor, int]]):
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and hasattr(signal, "SIGCHLD"):
+            # torch waits five seconds for a worker that is still importing, and reports one that was killed as an error
+            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+            signal.signal(signal.SIGCHLD, before)
         self._iterator = None  # torch stops persistent workers when this is gone
+
+
+def end_quietly(_worker: int) -> None:
+    """Keep a worker from reporting that the process it loads for has gone away: the user stopped that one."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, (OSError, EOFError)):
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 @contextlib.contextmanager

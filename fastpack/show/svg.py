@@ -3,10 +3,13 @@
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from fastpack.checks import Int64Array
 from fastpack.show.facts import COLOURS, PADDING, Laid, colour, ink, listed, savings, sizes, staircase
 
 CELL, LABEL = 22, 96  # pixels
+INDICES = ("batch_sizes", "sorted_indices", "unsorted_indices")
 
 
 def html(packed: Any) -> str:
@@ -24,6 +27,7 @@ def html(packed: Any) -> str:
     style = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:12px;line-height:1.5"
     title = f"<div><b>{escape(repr(packed))}</b></div>"
     try:
+        packed = packed._replace(**{name: np.asarray(getattr(packed, name)) for name in INDICES})
         lengths = packed.lengths
     except (TypeError, ValueError) as error:  # made by hand: a view must not fail
         return f'<div style="{style}">{title}<div>inconsistent: {escape(str(error))}</div></div>'
@@ -34,7 +38,7 @@ def html(packed: Any) -> str:
         drawing = _svg_cells(packed, lengths)
     else:
         drawing = _svg_staircase(packed)
-    fields = [f"<div>{name} {listed(getattr(packed, name), 100)}</div>" for name in ("batch_sizes", "sorted_indices", "unsorted_indices")]
+    fields = [f"<div>{name} {listed(getattr(packed, name), 100)}</div>" for name in INDICES]
     return f'<div style="{style}">{title}{drawing}{"".join(fields)}<div>{savings(packed)}</div></div>'
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
+SIXTEEN = ("bright_blue", "yellow", "green", "red", "cyan", "bright_yellow", "magenta", "bright_red", "bright_green", "white")
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -105,6 +106,9 @@ def _cell(console: "Console", cell: int, sequence: int, number: int) -> "Text":
     from rich.text import Text
 
     fill = colour(sequence)
+    if console.color_system in ("standard", "windows"):  # rich would map several of ours to one of the sixteen
+        fill = SIXTEEN[sequence % len(SIXTEEN)]
+        return Text(f"{number:>{cell}}", f"black on {fill}") if cell > 1 else Text(_glyphs(console)[1], fill)
     return Text(f"{number:>{cell}}", f"{ink(fill)} on {fill}") if cell > 1 else Text(_glyphs(console)[1], fill)
 
 
