@@ -108,7 +108,7 @@ def compile_into_cache(console: "Console", levels: list[str]) -> None:
     if fallback.cache_folder() is None:
         raise OSError("there is no cache folder: set FASTPACK_CACHE_DIR to one")
     columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for level in levels:
             task = progress.add_task(f"kernels for {level}", total=1)
             compiled: list[str] = []
@@ -123,8 +123,9 @@ def compile_into_cache(console: "Console", levels: list[str]) -> None:
             console.print(
                 f"{level}: {'compiled' if compiled else 'was there already'}, {len(code) // 1024} KB: {escape(str(path))}", soft_wrap=True
             )
-    if machine.library().reason.endswith("built ahead"):
-        console.print("A library built ahead fits this CPU, so these are used only with FASTPACK_KERNELS=jit.", style="dim")
+    built = [level for level in levels if os.path.exists(os.path.join(machine.LIBRARIES, machine.library_name(level)))]
+    if built:
+        console.print(f"{', '.join(built)}: a library was built ahead; what was compiled is for FASTPACK_KERNELS=jit alone.", style="dim")
 
 
 def is_kept(path: Path | None) -> bool:
