@@ -123,7 +123,7 @@ def compile_into_cache(console: "Console", levels: list[str]) -> None:
             console.print(
                 f"{level}: {'compiled' if compiled else 'was there already'}, {len(code) // 1024} KB: {escape(str(path))}", soft_wrap=True
             )
-    built = [level for level in levels if os.path.exists(os.path.join(machine.LIBRARIES, machine.library_name(level)))]
+    built = [level for level in levels if (Path(machine.LIBRARIES) / machine.library_name(level)).exists()]
     if built:
         console.print(f"{', '.join(built)}: a library was built ahead; what was compiled is for FASTPACK_KERNELS=jit alone.", style="dim")
 
