@@ -234,7 +234,7 @@ def pad_sequence(
         return theirs.pad_sequence(sequences, batch_first, padding_value, padding_side)
     lengths = listed.lengths
     facts = measure_lengths(lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
-    form = Padded(batch_first, facts.longest, int(padding_side == "right"), padding_value)
+    form = Padded(batch_first, facts.longest, int(padding_side == "right"), float(padding_value))  # -1 fits no uint8, says torch
     if listed.values is not None:
         return moves.pad_ragged(listed.values, lengths, *form)
     if listed.needs_grad:
@@ -295,7 +295,10 @@ def _as_vector(lengths: Any) -> Tensor | None:
         return lengths
     if isinstance(lengths, (list, tuple)) and set(map(type, lengths)) <= {int}:
         return torch.tensor(lengths, dtype=torch.int64, device="cpu")
-    given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")  # which raises as torch does
+    try:
+        given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        return None
     dtype = given.dtype
     if isinstance(lengths, (list, tuple)) and any([isinstance(length, bool) for length in lengths]):
         dtype = torch.bool  # which torch makes 0 and 1 of, beside numbers
@@ -339,7 +342,7 @@ def _layout(sequence: Any) -> TensorLayout | None:
 def _whole(sequence: Any) -> Any:
     """Refuse a packed batch that torch would unpack in part: rows of `data` that no batch size counts."""
     if isinstance(sequence, PackedSequence) and {type(sequence.data), type(sequence.batch_sizes)} <= PLAIN_TYPES and is_eager():
-        if not (is_dense(sequence.batch_sizes) and sequence.data.dim()):
+        if not (is_dense(sequence.batch_sizes) and sequence.batch_sizes.numel() and sequence.data.dim()):
             return sequence
         counted, rows = int(sequence.batch_sizes.sum()), sequence.data.shape[0]
         if counted < rows:
