@@ -16,9 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import RLock
 
+from fastpack import compiler, machine
 from fastpack.machine import Library, kernel_blocks, sources_digest, symbol
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes that start cold may each compile
+    fcntl = None  # type: ignore[assignment]
 
 LONGEST_WAIT = 180.0  # seconds for another process to finish compiling, before we do it ourselves
 KEPT_DAYS = 90  # files of other sources, versions or CPUs are removed when they are older
@@ -42,12 +47,17 @@ def cache_folder() -> Path | None:
         return None
 
 
-def cache_file(level: str) -> Path | None:
-    """Return the file that would hold the kernels for `level`, named by all that decides its contents."""
-    folder = cache_folder()
+def cache_name(level: str) -> str:
+    """Return the name of the file that holds the kernels for `level`, made of all that decides its contents."""
     versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
     key = hashlib.sha256(repr([sources_digest(), level, platform.machine(), sys.platform, *versions]).encode())
-    return folder and folder / f"kernels-{level}-{key.hexdigest()[:32]}.o"
+    return f"kernels-{level}-{key.hexdigest()[:32]}.o"
+
+
+def cache_file(level: str) -> Path | None:
+    """Return the file that would hold the kernels for `level`."""
+    name, folder = cache_name(level), cache_folder()
+    return folder and folder / name
 
 
 def load(level: str, reason: str) -> Library:
@@ -59,16 +69,17 @@ def load(level: str, reason: str) -> Library:
         llvmlite or numba is not installed, or the compiler failed.
     """
     try:
-        path = cache_file(level)
-        with _fork_waits:
+        with machine.uninterrupted_by_fork:
             import llvmlite.binding as llvm
+
+            path = cache_file(level)
     except (ImportError, OSError) as error:  # PackageNotFoundError is an ImportError, a library that cannot be opened an OSError
         raise RuntimeError(
             f"fastpack has no kernels that fit ({reason}), and cannot compile them: {error}."
             " Install fastpack[jit], or a wheel for this platform"
         ) from error
     code = cached_object(level, path)
-    with _fork_waits:
+    with machine.uninterrupted_by_fork:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
@@ -82,16 +93,14 @@ def load(level: str, reason: str) -> Library:
 
 def cached_object(level: str, path: Path | None, say: Callable[[str], None] = log.warning) -> bytes:
     """Return the object code for `level` from the file `path`; compile it, and try to keep it there, where that fails."""
-    from fastpack.compiler import object_code
-
     code = _read(path)
     if code is None:
         with _one_at_a_time(path):
             code = _read(path)  # another process may have made it meanwhile
             if code is None:
                 say(f"fastpack: compiling the kernels for {level}, once; it takes about 20 seconds")
-                code = object_code(level)
-                if path is not None and path == cache_file(level):  # else the sources changed while we waited
+                code = compiler.object_code(level)
+                if path is not None and path.name == cache_name(level):  # else the sources changed while we waited
                     _write(path, code)
     return code
 
@@ -173,14 +182,12 @@ def _remove_old(folder: Path) -> None:
 def _one_at_a_time(path: Path | None) -> Iterator[None]:
     """Let one process of many that start cold compile, the others wait for it; never for ever, and never at any cost."""
     try:
-        import fcntl
-
-        if path is None:
-            raise OSError("no folder")
+        if path is None or fcntl is None:
+            raise OSError("no folder, or no locks")
         _make_folder(path.parent)
         # as in _content: neither a link nor a pipe leads us astray
         handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    except (ImportError, OSError):
+    except OSError:
         yield
         return
     _held.add(handle)
@@ -207,11 +214,7 @@ _held: set[int] = set()
 def _let_go() -> None:
     while _held:
         os.close(_held.pop())
-    _fork_waits.release()
 
 
-# llvmlite has a lock of its own. A child forked while another thread is inside would find it locked for ever, so a fork waits
-# for those moments, under 0.1 s. Not for the compiler: it runs in another process.
-_fork_waits = RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_fork_waits.acquire, after_in_parent=_fork_waits.release, after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_let_go)

@@ -7,7 +7,7 @@ import ctypes
 import os
 import platform
 import sys
-from _thread import allocate_lock  # `threading` and `pathlib` would add a third to the time of `import fastpack`
+from _thread import RLock, allocate_lock  # `threading` and `pathlib` would add a third to the time of `import fastpack`
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from struct import Struct
@@ -136,23 +136,20 @@ def _open_library() -> Library:
     wish = os.environ.get("FASTPACK_KERNELS", "")
     if wish not in ("", "jit"):
         raise ValueError(f"FASTPACK_KERNELS is {wish!r}, but can only be 'jit' or unset")
-    if wish == "jit":
+    problem = "FASTPACK_KERNELS=jit" if wish else "no library was built ahead"
+    with uninterrupted_by_fork:
+        if not wish:
+            # without a wish for a level, the best that was built will do
+            for candidate in [level] if reason == "FASTPACK_CPU" else supported_levels()[::-1]:
+                path = _built(candidate)
+                if path:
+                    try:
+                        return Library(candidate, _addresses(ctypes.CDLL(path)), path, f"{reason}; built ahead", None)
+                    except (OSError, AttributeError) as error:  # not for this system, on a file system without execution, ...
+                        problem = f"{os.path.basename(path)} cannot be opened: {error}"
+                elif any(name.startswith(f"{candidate}-") for name in _present()):
+                    problem = "the library was built from other sources"
         from fastpack import fallback
-
-        return fallback.load(level, f"{reason}; FASTPACK_KERNELS=jit")
-    problem = "no library was built ahead"
-    # without a wish for a level, the best that was built will do
-    for candidate in [level] if reason == "FASTPACK_CPU" else supported_levels()[::-1]:
-        path = _built(candidate)
-        if path:
-            try:
-                return Library(candidate, _addresses(ctypes.CDLL(path)), path, f"{reason}; built ahead", None)
-            except (OSError, AttributeError) as error:  # not for this system, on a file system without execution, ...
-                problem = f"{os.path.basename(path)} cannot be opened: {error}"
-        elif any(name.startswith(f"{candidate}-") for name in _present()):
-            problem = "the library was built from other sources"
-    from fastpack import fallback
-
     return fallback.load(level, f"{reason}; {problem}")
 
 
@@ -231,10 +228,28 @@ def run(block: Iterable[int], begin: int = 0, end: int = 1) -> None:
     call(begin, end, encode(*block))
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = allocate_lock()
+# A child forked while another thread imports a module, or is inside llvmlite, finds their locks locked for ever. So a fork waits
+# for those moments, under a second; in the worst case, whatever else goes on, no longer than this.
+LONGEST_FORK = 10.0
+uninterrupted_by_fork = RLock()
+_fork_waited: list[bool] = []
 
 
-if hasattr(os, "register_at_fork"):  # a child forked while another thread opened the library must not wait for that thread
-    os.register_at_fork(after_in_child=_renew_lock)
+def _before_fork() -> None:
+    _fork_waited.append(uninterrupted_by_fork.acquire(timeout=LONGEST_FORK))
+
+
+def _after_fork() -> None:
+    if _fork_waited.pop():
+        uninterrupted_by_fork.release()
+
+
+def _after_fork_in_child() -> None:
+    # nor must the child wait for a thread that it has not, and that was opening the library
+    global _lock, uninterrupted_by_fork
+    _lock, uninterrupted_by_fork = allocate_lock(), RLock()
+    _fork_waited.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

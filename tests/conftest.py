@@ -35,8 +35,8 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Child:
 
 
 @pytest.fixture(scope="session")
-def object_in_hostile_surroundings(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the object code for the highest level here, compiled where everything tries to change or break it."""
+def good_code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return object code for this very CPU, compiled where everything tries to change or break it."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / ".numba_config.yaml").write_text("disable_jit: 1\nboundscheck: 1\n")
     for name in ("numba", "queue", "fastpack"):  # beside the script, hence before all else on its path
@@ -56,4 +56,4 @@ def object_in_hostile_surroundings(tmp_path_factory: pytest.TempPathFactory) -> 
         patch.syspath_prepend(folder)
         for name, value in hostile.items():
             patch.setenv(name, value)
-        return compiler.object_code(machine.supported_levels()[-1])
+        return compiler.object_code(f"host-{machine.host_fingerprint()}")

@@ -196,7 +196,7 @@ class Miniature(NamedTuple):
     ],
 )
 def test_a_kernel_whose_parameters_differ_from_its_block_is_refused(function: Callable[..., None]) -> None:
-    with pytest.raises(TypeError, match="takes .*, but its block is begin, end, rows, N"):
+    with pytest.raises(TypeError, match=r"takes .*, but its block is begin, end, rows, N"):
         kernels.kernel(Miniature)(function)
     assert "<lambda>" not in kernels.KERNELS
 
@@ -225,8 +225,7 @@ def test_threads_open_one_library_and_call_at_once(monkeypatch: Patch) -> None:
 
     def work(k: int) -> None:
         start.wait()
-        for _ in range(50):
-            results.append((k, fastpack.pack([np.full(3, k), np.full(1, -k)]).data.tolist()))
+        results.extend((k, fastpack.pack([np.full(3, k), np.full(1, -k)]).data.tolist()) for _ in range(50))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
     for thread in threads:

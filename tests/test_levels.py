@@ -1,0 +1,86 @@
+"""The tests of the kernels at every level of this machine, and in the fallback: the same files, in child processes."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fastpack import fallback, machine
+from tests.conftest import clean_environment
+
+HERE = Path(__file__).parent
+# whatever calls kernels and looks at what they did
+FILES = ["test_packing.py", "test_reference.py", "test_layout.py", "test_rnn_utils.py"]
+LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
+Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed
+REPORT = """
+from fastpack import machine
+def pytest_unconfigure(config):
+    used = machine._library
+    with open({path!r}, "w") as file:
+        file.write(f"{{used and used.level}} {{used and used.reason.rpartition('; ')[2]}}")
+"""
+
+
+def run_tests(base: Path, *names: str, **environment: str) -> Outcome:
+    """Run test files in a child, which says at its end which kernels it used; return its exit status, that, and its output."""
+    (base / "report_kernels.py").write_text(REPORT.format(path=str(base / "used")))
+    plugins = ["-p", "report_kernels", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, "--rootdir", str(HERE.parent), *(str(HERE / name) for name in names)]
+    everything = clean_environment(PYTHONPATH=str(base), **environment)
+    done = subprocess.run(command, env=everything, cwd=HERE.parent, capture_output=True, text=True, timeout=500)
+    return done.returncode, (base / "used").read_text(), done.stdout + done.stderr
+
+
+def test_the_files_are_there_and_call_kernels() -> None:
+    for name in FILES:
+        assert "fastpack" in (HERE / name).read_text(), name
+
+
+@pytest.fixture(scope="module")
+def outcomes(good_code: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Return what became of the files at each lower level, and in the fallback: two children at a time."""
+    cache = tmp_path_factory.mktemp("cache")
+    highest = machine.supported_levels()[-1]
+    (cache / "kernels").mkdir(mode=0o700)
+    fallback._write(cache / "kernels" / fallback.cache_name(highest), good_code)
+    settings = {level: {"FASTPACK_CPU": level} for level in LOWER}
+    settings["jit"] = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": str(cache / "kernels")}
+    with ThreadPoolExecutor(2) as pool:
+        bases = [tmp_path_factory.mktemp(name) for name in settings]
+        runs = [pool.submit(run_tests, base, *FILES, **setting) for base, setting in zip(bases, settings.values(), strict=True)]
+        return {name: run.result() for name, run in zip(settings, runs, strict=True)}
+
+
+@pytest.mark.parametrize("level", LOWER)
+def test_at_a_lower_level(level: str, outcomes: dict[str, Outcome]) -> None:
+    status, used, output = outcomes[level]
+    assert status == 0, output
+    assert used == f"{level} built ahead"
+
+
+def test_in_the_fallback(outcomes: dict[str, Outcome]) -> None:
+    status, used, output = outcomes["jit"]
+    assert status == 0, output
+    assert used == f"{machine.supported_levels()[-1]} compiled here"
+
+
+def test_this_process_uses_what_was_built_for_the_highest_level() -> None:
+    assert "FASTPACK_CPU" not in os.environ
+    assert "FASTPACK_KERNELS" not in os.environ
+    assert machine.library()[0] == machine.supported_levels()[-1]
+    assert machine.library().reason.endswith("built ahead")
+
+
+def test_a_child_that_fails_or_uses_other_kernels_shows(tmp_path: Path) -> None:
+    failing = tmp_path / "test_failing.py"
+    failing.write_text("import numpy as np, fastpack\ndef test_it():\n    assert fastpack.pack([np.arange(3)]).data.sum() == 4\n")
+    status, used, output = run_tests(tmp_path, str(failing), FASTPACK_CPU=machine.supported_levels()[0])
+    assert status == 1
+    assert "assert np.int64(3) == 4" in output
+    assert used == f"{machine.supported_levels()[0]} built ahead"
+    failing.write_text("def test_it():\n    pass\n")
+    assert run_tests(tmp_path, str(failing))[:2] == (0, "None None")
