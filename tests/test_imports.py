@@ -1,0 +1,248 @@
+"""Who may import whom, read from the sources; and what is loaded in fresh and in bare processes."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fastpack import fallback, machine
+from tests.conftest import Child
+
+ROOT = Path(machine.PACKAGE)
+# modules of the NumPy level, present and planned, lowest first
+NUMPY_LEVEL = ["layout", "headers", "checks", "moves", "packed", "packing", "sequences", "recurrent", "sampling", "arrow"]
+PROGRAM = ["cli", "about", "demo", "__main__"]  # what runs as a program: it may import anything
+
+
+class Rule(NamedTuple):
+    """No module outside `exempt` (within `who`, if given) imports any of `what`, unless in `but`; all by the first names."""
+
+    text: str
+    what: list[str]
+    exempt: list[str]
+    who: list[str] | None = None
+    but: list[str] = []  # noqa: RUF012  a named tuple's default, never changed
+
+
+def ours(*names: str) -> list[str]:
+    return [f"fastpack.{name}" for name in names]
+
+
+RULES = [
+    Rule("numba is for kernels and the compiler", ["numba"], ours("kernels", "compiler")),
+    Rule("llvmlite is for kernels, the compiler and the fallback", ["llvmlite"], ours("kernels", "compiler", "fallback")),
+    Rule("torch is for fastpack.torch", ["torch", "fastpack.torch"], ours("torch", *PROGRAM)),
+    Rule("kernels know nothing but their blocks", ["fastpack"], [], ours("kernels"), ours("kernels", "blocks")),
+    Rule("nobody imports kernels but the compiler", ["fastpack.kernels"], ours("kernels", "compiler")),
+    Rule("nobody imports the reference", ["fastpack.reference"], []),
+    Rule("nobody imports a program, a bench or a test", [*ours(*PROGRAM), "bench", "tests"], ours(*PROGRAM)),
+    Rule("the compiler is for the fallback", ["fastpack.compiler"], ours("fallback", "compiler")),
+    Rule("the fallback is for the machine", ["fastpack.fallback"], ours("machine", *PROGRAM)),
+    Rule("typer, rich and matplotlib are for programs and drawings", ["typer", "rich", "matplotlib"], ours("show", *PROGRAM)),
+    Rule("pyarrow is for arrow", ["pyarrow"], ours("arrow")),
+    Rule("blocks are plain names", ["fastpack", "numpy"], [], ours("blocks")),
+    Rule("the machine knows nothing of arrays' rules", ["fastpack"], [], ours("machine"), ours("blocks", "fallback")),
+    Rule(
+        "the NumPy level imports the machine and itself",
+        ["fastpack"],
+        [],
+        ours(*NUMPY_LEVEL),
+        ours(*NUMPY_LEVEL, "machine", "blocks", "show"),
+    ),
+    Rule("names of modules are not computed, or these rules could not see them", ["<computed>"], ours(*PROGRAM)),
+    Rule("the reference stands alone", ["fastpack"], [], ours("reference")),
+]
+
+
+def within(module: str, packages: list[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def broken(rule: Rule, module: str, imported: str) -> bool:
+    concerned = rule.who is None or within(module, rule.who)
+    return concerned and not within(module, rule.exempt) and within(imported, rule.what) and not within(imported, rule.but)
+
+
+def imports(module: str, source: str, modules: set[str], *, is_package: bool = False) -> Iterator[str]:
+    """Yield the full name of each module that `source` imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            here = module.split(".")[: None if is_package else -1]
+            base = ".".join([*here[: len(here) + 1 - node.level], *filter(None, [node.module])]) if node.level else node.module
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield whole if whole in modules else str(base)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "import_module", "importlib.import_module"):
+            yield str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else "<computed>"
+
+
+def sources() -> dict[str, Path]:
+    """Return each module of the package and its file."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = ["fastpack", *path.relative_to(ROOT).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(module: str) -> list[str]:
+    files = sources()
+    return list(imports(module, files[module].read_text(), set(files), is_package=files[module].name == "__init__.py"))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.text)
+def test_rules_of_import(rule: Rule) -> None:
+    found = [(module, imported) for module in sources() for imported in imports_of(module) if broken(rule, module, imported)]
+    assert not found, rule.text
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "source"),
+    [
+        ("numba is for kernels", "fastpack.packing", "import numba"),
+        ("numba is for kernels", "fastpack.fallback", "def f():\n    from numba.core import types"),
+        ("llvmlite is for", "fastpack.machine", "import llvmlite.binding as llvm"),
+        ("torch is for", "fastpack.packed", "if True:\n    import torch.nn"),
+        ("torch is for", "fastpack.checks", "from fastpack.torch import bridge"),
+        ("torch is for", "fastpack.checks", "from fastpack import torch"),
+        ("kernels know", "fastpack.kernels.rows", "from fastpack import machine"),
+        ("kernels know", "fastpack.kernels.rows", "from .. import machine"),
+        ("kernels know", "fastpack.kernels.rows", "import fastpack"),
+        ("nobody imports kernels", "fastpack.machine", "def f():\n    import fastpack.kernels.rows"),
+        ("nobody imports kernels", "fastpack.torch.moves", "import importlib\nimportlib.import_module('fastpack.kernels')"),
+        ("nobody imports the reference", "fastpack.cli", "from fastpack import reference"),
+        ("nobody imports the reference", "fastpack.packing", "from .reference import pack_padded"),
+        ("nobody imports a program", "fastpack.show.text", "from fastpack.cli import app"),
+        ("nobody imports a program", "fastpack.packing", "from bench import cases"),
+        ("nobody imports a program", "fastpack", "from . import cli"),
+        ("the compiler is for", "fastpack.machine", "from fastpack.compiler import object_code"),
+        ("the fallback is for", "fastpack.packing", "from fastpack import fallback"),
+        ("typer, rich", "fastpack.packed", "from rich.text import Text"),
+        ("pyarrow is for", "fastpack.packing", "import pyarrow as pa"),
+        ("blocks are plain", "fastpack.blocks", "import numpy as np"),
+        ("the machine knows", "fastpack.machine", "from fastpack.checks import address"),
+        ("the NumPy level", "fastpack.packing", "from fastpack import fallback"),
+        ("the NumPy level", "fastpack.layout", "from . import kernels"),
+        ("names of modules", "fastpack.packing", "__import__('fastpack.' + 'cli')"),
+        ("the reference stands", "fastpack.reference", "from fastpack.packed import Packed"),
+    ],
+)
+def test_each_rule_can_be_broken(text: str, module: str, source: str) -> None:
+    (rule,) = [rule for rule in RULES if rule.text.startswith(text)]
+    found = imports(module, source, set(sources()), is_package=module == "fastpack")
+    assert any(broken(rule, module, imported) for imported in found)
+
+
+def test_every_rule_is_shown_to_break() -> None:
+    (shown,) = [mark.args[1] for mark in test_each_rule_can_be_broken.pytestmark]  # type: ignore[attr-defined]
+    assert all(any(rule.text.startswith(text) for text, *_ in shown) for rule in RULES)
+
+
+def top_level(source: str) -> str:
+    """Return the statements that run when a module is imported."""
+    tree = ast.parse(source)
+    return "\n".join(ast.unparse(node) for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef))
+
+
+def upwards(module: str, imported: list[str]) -> list[str]:
+    """Return which of the imported modules of the NumPy level stand above `module`."""
+    rank = {f"fastpack.{name}": k for k, name in enumerate(NUMPY_LEVEL)}
+    rank["fastpack.checks"], rank["fastpack.headers"] = 2, 1
+    return [name for name in imported if rank.get(name, -1) >= rank[module]]
+
+
+def test_the_numpy_level_imports_downwards() -> None:
+    files = sources()
+    for name in NUMPY_LEVEL:
+        module = f"fastpack.{name}"
+        if module in files:
+            assert not upwards(module, list(imports(module, top_level(files[module].read_text()), set(files))))
+    assert upwards("fastpack.checks", ["fastpack.packed", "fastpack.layout", "numpy"]) == ["fastpack.packed"]
+
+
+FRESH = """
+import sys
+import numpy as np
+before = set(sys.modules)
+import fastpack
+if {pack}:
+    fastpack.unpack(fastpack.pack([np.arange(3.0), np.arange(2.0)]))
+new = set(sys.modules) - before
+print(*sorted(name for name in new if name.partition(".")[0] != "fastpack"))
+print(*sorted(name for name in new if name.partition(".")[0] == "fastpack"))
+"""
+# of the standard library, what takes milliseconds to import and has no part in packing
+SLOW = {"asyncio", "concurrent", "email", "importlib.metadata", "inspect", "logging", "multiprocessing", "pathlib", "shutil", "subprocess"}
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, child: Child) -> None:
+    foreign, own = (line.split() for line in child(FRESH.format(pack=pack)).splitlines())
+    assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names - {"numpy"}
+    assert not SLOW & set(foreign)
+    assert not [name for name in own if within(name, ours("kernels", "compiler", "fallback", "torch", "show", "reference", *PROGRAM))]
+    assert {"fastpack", "fastpack.packing"} <= set(own)
+
+
+def test_what_is_loaded_is_seen(child: Child) -> None:
+    foreign, own = (
+        line.split()
+        for line in child(
+            "import rich, logging, fastpack.reference\n" + FRESH.format(pack=False).replace("before = set(sys.modules)", "before = set()")
+        ).splitlines()
+    )
+    assert "rich" in {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
+    assert SLOW & set(foreign)
+    assert "fastpack.reference" in own
+
+
+def test_kernels_from_the_cache_are_loaded_without_numba(child: Child, good_code: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
+    fallback._write(tmp_path / "cache" / fallback.cache_name(machine.supported_levels()[-1]), good_code)
+    code = FRESH.format(pack=True) + "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
+    code = code.replace("import fastpack\n", "import fastpack\nfrom fastpack import machine\n")
+    last = child(code, FASTPACK_KERNELS="jit", FASTPACK_CACHE_DIR=tmp_path / "cache").splitlines()[-1]
+    assert last == "False True the highest level of this CPU; FASTPACK_KERNELS=jit; compiled here"
+
+
+HIDE = """
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+EVERY_WAY = """
+import pickle
+import numpy as np, fastpack
+from fastpack import machine
+sequences = [np.array(list("abc")), np.array(["x"])]
+packed = fastpack.pack(sequences)
+padded, lengths = fastpack.pad(packed, padding_value="-", multiple_of=4)
+values, offsets = fastpack.unpack_ragged(packed)
+for again in (fastpack.pack_padded(padded, lengths), fastpack.pack_ragged(values, offsets), pickle.loads(pickle.dumps(packed))):
+    assert "".join(again.data) == "axbc" and again.batch_sizes.tolist() == [2, 1, 1]
+assert [item.tolist() for item in fastpack.unpack(packed)] == [["a", "b", "c"], ["x"]]
+assert ["".join(row) for row in padded] == ["abc-", "x---"]
+assert "<" in packed._repr_html_() and "2 sequences" in repr(packed)
+print(machine.library().reason)
+"""
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [["torch"], ["numba", "llvmlite"], ["torch", "numba", "llvmlite", "scipy", "matplotlib", "typer", "rich", "pytest", "pyarrow"]],
+)
+def test_the_numpy_level_works_in_a_bare_environment(hidden: list[str], child: Child) -> None:
+    assert child(HIDE.format(hidden=hidden) + EVERY_WAY) == "the highest level of this CPU; built ahead\n"
+
+
+def test_what_is_hidden_cannot_be_imported(child: Child) -> None:
+    said = child(HIDE.format(hidden=["torch"]) + "import fastpack.torch", status=1)
+    assert said.splitlines()[-1] == "ModuleNotFoundError: No module named 'torch'"
