@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import checks
-from fastpack.packed import Layout, Packed
+from fastpack.checks import Int64Array
+from fastpack.packed import Packed
 from fastpack.packing import pack
 from fastpack.torch.autograd import Form, move
 from fastpack.torch.bridge import is_dense, is_eager
@@ -51,13 +52,22 @@ def pack_ragged(values: Tensor, offsets: Any) -> PackedSequence:
         raise ValueError("values has no dimension, but its first counts the rows")
     bounds = checks.offsets(offsets.detach().cpu().numpy() if isinstance(offsets, Tensor) else offsets, values.shape[0])
     if not (is_eager() and is_dense(values)):
-        maps = Layout(np.diff(bounds))
-        rows, sizes, *indices = map(torch.from_numpy, (maps.ragged_rows, maps.batch_sizes, maps.sorted_indices, maps.unsorted_indices))
-        return PackedSequence(values[rows.to(values.device)], sizes, *(index.to(values.device) for index in indices))
+        return _pack_by_index(values, bounds)
     lengths = torch.from_numpy(np.diff(bounds))
     layout = from_lengths(lengths, int(lengths.max()), values.shape[0])
     data = move(Form.RAGGED, Form.PACKED, layout, values)
     return PackedSequence(data, layout.batch_sizes, layout.sorted_indices, layout.unsorted_indices)
+
+
+def _pack_by_index(values: Tensor, bounds: Int64Array) -> PackedSequence:
+    # by what torch.compile can trace of NumPy, so without the kernels; all transforms and devices take it
+    lengths = np.diff(bounds)
+    order = np.argsort(-lengths, kind="stable")
+    steps = np.arange(int(lengths.max()))[:, None]
+    is_there = steps < lengths[order]
+    indices = (bounds[order] + steps)[is_there], order, np.argsort(order)
+    rows, *permutations = (torch.from_numpy(index).to(values.device) for index in indices)
+    return PackedSequence(values[rows], torch.from_numpy(is_there.sum(axis=1)), *permutations)
 
 
 def pack_numpy(sequences: Iterable[Any]) -> PackedSequence:
