@@ -33,6 +33,7 @@ class SortByLength(NamedTuple):
     batch_sizes: Int64s  # out (T,)
     sorted_indices: Int64s  # out (B,)
     unsorted_indices: Int64s  # out (B,)
+    offsets: Int64s  # out (B + 1,): where each sequence begins in ragged order
 
 
 class MeasureLayout(NamedTuple):

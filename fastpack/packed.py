@@ -112,7 +112,7 @@ class Layout:
     def __init__(self, lengths: Any) -> None:
         checked, facts = checks.lengths(lengths)
         self.lengths = checked.copy()  # the caller may change an array of theirs later
-        self.batch_sizes, self.sorted_indices, self.unsorted_indices = sort_by_length(self.lengths, facts.longest)
+        self.batch_sizes, self.sorted_indices, self.unsorted_indices, self._ragged = sort_by_length(self.lengths, facts.longest)
         self.num_rows = facts.total
 
     @property
@@ -135,7 +135,7 @@ class Layout:
         """int64 array (N,): the sequence, in the caller's order, of each packed row."""
         from fastpack.packing import pack_ragged
 
-        return pack_ragged(np.repeat(np.arange(self.num_sequences), self.lengths), offsets_of(self.lengths)).data
+        return pack_ragged(np.repeat(np.arange(self.num_sequences), self.lengths), self._ragged).data
 
     @cached_property
     def steps(self) -> Int64Array:
@@ -147,7 +147,7 @@ class Layout:
         """int64 array (N,): for each packed row, its row in ragged order; `data = values[layout.ragged_rows]`."""
         from fastpack.packing import pack_ragged
 
-        return pack_ragged(np.arange(self.num_rows), offsets_of(self.lengths)).data
+        return pack_ragged(np.arange(self.num_rows), self._ragged).data
 
     @cached_property
     def packed_rows(self) -> Int64Array:
@@ -195,12 +195,13 @@ class Layout:
         return f"Layout({self.num_sequences} sequences, up to {self.num_steps} steps, {self.num_rows} rows)"
 
 
-def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Return batch_sizes (T,), sorted_indices (B,) and unsorted_indices (B,) of checked lengths."""
-    batch_sizes = checks.empty((T,), np.int64, "batch_sizes")
-    order, places = np.empty_like(lengths), np.empty_like(lengths)
-    run(blocks.SortByLength(address(lengths), len(lengths), T, address(batch_sizes), address(order), address(places)))
-    return batch_sizes, order, places
+def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
+    """Return batch_sizes (T,), sorted_indices (B,), unsorted_indices (B,) and ragged offsets (B + 1,) of checked lengths."""
+    batch_sizes, order, places = np.empty(T, np.int64), np.empty_like(lengths), np.empty_like(lengths)
+    offsets = np.empty(len(lengths) + 1, np.int64)
+    addresses = map(address, (batch_sizes, order, places, offsets))
+    run(blocks.SortByLength(address(lengths), len(lengths), T, *addresses))
+    return batch_sizes, order, places, offsets
 
 
 def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array) -> Int64Array:

@@ -265,7 +265,7 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
 
 def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array) -> Packed:
     vector, facts = checks.lengths(lengths)
-    sizes, order, places = sort_by_length(vector, facts.longest)
+    sizes, order, places, _offsets = sort_by_length(vector, facts.longest)
     data = checks.empty((facts.total, *source.trailing), dtype, "the packed batch")
     if data.nbytes:
         block, _alive = gather_block(source, vector, address(order), address(sizes), len(sizes), address(data))

@@ -33,8 +33,11 @@ def measure_lengths(lengths: Int64Array, limit: int, facts: Int64Array) -> None:
     facts[5] = _first(rises)
 
 
-def sort_by_length(lengths: Int64Array, batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array) -> None:
-    """Lay a packed batch out: longest first, equal lengths in the caller's order."""
+def sort_by_length(
+    lengths: Int64Array, batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, offsets: Int64Array
+) -> None:
+    """Lay a packed batch out: longest first, equal lengths in the caller's order; and where each begins in ragged order."""
+    offsets_of(lengths, offsets)
     sorted_indices[:] = np.argsort(-lengths, kind="stable")
     unsorted_indices[sorted_indices] = np.arange(len(lengths))
     for t in range(len(batch_sizes)):

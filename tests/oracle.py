@@ -40,7 +40,7 @@ def layout(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     vector = np.array(lengths, np.int64)
     order, places = np.full_like(vector, -1), np.full_like(vector, -1)
     sizes = np.full(max(vector, default=0), -1, np.int64)
-    reference.sort_by_length(vector, sizes, order, places)
+    reference.sort_by_length(vector, sizes, order, places, np.empty(len(vector) + 1, np.int64))
     return sizes, order, places
 
 

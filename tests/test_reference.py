@@ -108,7 +108,8 @@ def test_sort_by_length(case: Case):
     lengths = case.lengths
     B, T = len(lengths), int(max(lengths))
     expected = layout(lengths)
-    found = [np.full(size + 2, -7, np.int64) for size in (T, B, B)]
+    expected = (*expected, case.offsets())
+    found = [np.full(size + 2, -7, np.int64) for size in (T, B, B, B + 1)]
     machine.run(blocks.SortByLength(address(lengths), B, T, *(address(item[1:]) for item in found)))
     for item, twin in zip(found, expected, strict=True):
         assert item.tolist() == [-7, *twin.tolist(), -7]

@@ -36,7 +36,7 @@ def measure_lengths(begin: int, end: int, lengths: Any, B: int, limit: int, fact
 
 @kernel(blocks.SortByLength)
 def sort_by_length(
-    begin: int, end: int, lengths: Any, B: int, T: int, batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any
+    begin: int, end: int, lengths: Any, B: int, T: int, batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, offsets: Any
 ) -> None:
     # batch_sizes is also the only working memory. It first counts the sequences of each length, then holds where the
     # next sequence of each length belongs. When all are placed it holds the batch sizes, one step late.
@@ -50,9 +50,11 @@ def sort_by_length(
         longer += batch_sizes[t]
         batch_sizes[t] = longer
     # the first place for length l is the number of longer sequences: batch_sizes[l], and 0 for the longest
-    place_of_longest = 0
+    place_of_longest, total = 0, 0
     for i in range(B):
         length = lengths[i]
+        offsets[i] = total
+        total += length
         if length == T:
             place = place_of_longest
             place_of_longest += 1
@@ -61,6 +63,7 @@ def sort_by_length(
             batch_sizes[length] += 1
         sorted_indices[place] = i
         unsorted_indices[i] = place
+    offsets[B] = total
     for t in range(T - 1):
         batch_sizes[t] = batch_sizes[t + 1]
     if T > 0:

@@ -12,7 +12,8 @@ from fastpack.kernels.homes import Listed, Padded, Ragged, Scattered, first_row,
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, copy_1, copy_2, copy_4, copy_8, copy_row, stack_pointers, transposer
 
-BLOCK = 16  # steps walked together: the side of the largest tile
+TILED = 16  # steps walked together where rows are single items, or items apart: the side of the largest tile
+BLOCK = 8  # and otherwise: each step is a run of writes, and more than 8 may fall on one set of a first-level cache
 
 
 class Packed(NamedTuple):
@@ -111,15 +112,15 @@ def tiles(item_bytes, copy, inward):
 
 
 @helper
-def walk(begin, end, block, move, packed, home):
-    # block() moves whole steps, move() single rows of a step in which this share begins or ends
+def walk(begin, end, steps, block, move, packed, home):
+    # block() moves up to `steps` whole steps, move() single rows of a step in which this share begins or ends
     t, place = 0, 0  # a step and its first packed row
     while t < packed.T and place + packed.batch_sizes[t] <= begin:
         place += packed.batch_sizes[t]
         t += 1
     while t < packed.T and place < end:
         stop, following = t, place
-        while place >= begin and stop < packed.T and stop < t + BLOCK and following + packed.batch_sizes[stop] <= end:
+        while place >= begin and stop < packed.T and stop < t + steps and following + packed.batch_sizes[stop] <= end:
             following += packed.batch_sizes[stop]
             stop += 1
         if stop > t:
@@ -133,29 +134,29 @@ def walk(begin, end, block, move, packed, home):
 @helper
 def into_packed(begin, end, packed, home):
     if packed.row_bytes == 8:
-        walk(begin, end, in_8, move_in_8, packed, home)
+        walk(begin, end, TILED, in_8, move_in_8, packed, home)
     elif packed.row_bytes == 4:
-        walk(begin, end, in_4, move_in_4, packed, home)
+        walk(begin, end, TILED, in_4, move_in_4, packed, home)
     elif packed.row_bytes == 2:
-        walk(begin, end, in_2, move_in_2, packed, home)
+        walk(begin, end, TILED, in_2, move_in_2, packed, home)
     elif packed.row_bytes == 1:
-        walk(begin, end, in_1, move_in_1, packed, home)
+        walk(begin, end, TILED, in_1, move_in_1, packed, home)
     else:
-        walk(begin, end, block_in, move_in, packed, home)
+        walk(begin, end, BLOCK, block_in, move_in, packed, home)
 
 
 @helper
 def out_of_packed(begin, end, packed, home):
     if packed.row_bytes == 8:
-        walk(begin, end, out_8, move_out_8, packed, home)
+        walk(begin, end, TILED, out_8, move_out_8, packed, home)
     elif packed.row_bytes == 4:
-        walk(begin, end, out_4, move_out_4, packed, home)
+        walk(begin, end, TILED, out_4, move_out_4, packed, home)
     elif packed.row_bytes == 2:
-        walk(begin, end, out_2, move_out_2, packed, home)
+        walk(begin, end, TILED, out_2, move_out_2, packed, home)
     elif packed.row_bytes == 1:
-        walk(begin, end, out_1, move_out_1, packed, home)
+        walk(begin, end, TILED, out_1, move_out_1, packed, home)
     else:
-        walk(begin, end, block_out, move_out, packed, home)
+        walk(begin, end, BLOCK, block_out, move_out, packed, home)
 
 
 @kernel(blocks.PackPadded)
@@ -232,8 +233,8 @@ def pack_scattered(begin, end, first_rows, strides, row_shape, D, item_bytes, ro
     rows = Packed(packed, row_bytes, sorted_indices, batch_sizes, T)
     home = Scattered(first_rows, strides, row_shape, D, item_bytes)
     if item_bytes == 4:
-        walk(begin, end, gather_block_4, gather_4, rows, home)
+        walk(begin, end, TILED, gather_block_4, gather_4, rows, home)
     elif item_bytes == 8:
-        walk(begin, end, gather_block_8, gather_8, rows, home)
+        walk(begin, end, TILED, gather_block_8, gather_8, rows, home)
     else:
-        walk(begin, end, gather_block_any, gather_any, rows, home)
+        walk(begin, end, TILED, gather_block_any, gather_any, rows, home)

@@ -15,7 +15,9 @@ from torch.autograd import Function
 
 from fastpack.torch import by_index, moves
 from fastpack.torch.bridge import is_dense, is_eager
-from fastpack.torch.layout import TensorLayout, is_unchanged
+from fastpack.torch.layout import TensorLayout
+
+NOTHING = torch.empty(0, device="cpu")
 
 
 class Form(Enum):
@@ -48,10 +50,10 @@ def move(source: Form | Padded, target: Form | Padded, layout: TensorLayout, *te
 class _Move(Function):
     @staticmethod
     def forward(ctx: Any, source: Form | Padded, target: Form | Padded, layout: TensorLayout, *tensors: Tensor) -> Any:
-        # saved as torch saves tensors, so that a change in place before the backward pass raises torch's own error; but of
-        # the lengths a copy, as they may be the caller's own, who is free to change them
-        indices = (index.clone() if index.is_inference() else index for index in layout[1:4])
-        ctx.save_for_backward(layout.lengths.clone(), *indices)
+        # A copy of our own, past what torch lets others see and change: the batch's index tensors and lengths are in the
+        # caller's hands until the backward pass, saved tensors in a hook's, and the kernels follow them without looking.
+        ctx.indices, ctx.sizes = torch.cat(layout[:4]), [index.shape[0] for index in layout[:4]]
+        ctx.save_for_backward(NOTHING)
         ctx.num_rows, ctx.source, ctx.target = layout.num_rows, source, target
         moved = _run(moves, source, target, layout, tensors)
         if target is Form.LISTED:
@@ -61,10 +63,9 @@ class _Move(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        lengths, batch_sizes, order, places = ctx.saved_tensors
+        _ = ctx.saved_tensors  # raises, as torch does, where the graph was freed by a backward pass before
+        lengths, batch_sizes, order, places = torch.unsafe_split_with_sizes(ctx.indices, ctx.sizes)
         layout = TensorLayout(lengths, batch_sizes, order, places, ctx.num_rows)
-        if (ctx.source is Form.PACKED or ctx.target is Form.PACKED) and not is_unchanged(layout):
-            raise RuntimeError("batch_sizes or an index tensor of this packed batch was changed after its forward pass")
         wanted = ctx.needs_input_grad[3:]
         given: Any = gradients if ctx.target is not Form.LISTED else _completed(gradients, ctx.shapes)
         if not given:  # nothing depends on any of the sequences

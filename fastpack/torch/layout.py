@@ -20,6 +20,7 @@ class TensorLayout(NamedTuple):
     sorted_indices: Tensor  # (B,)
     unsorted_indices: Tensor  # (B,)
     num_rows: int
+    offsets: Tensor | None = None  # (B + 1,), where they came with the rest
 
     @property
     def num_sequences(self) -> int:
@@ -38,11 +39,13 @@ class TensorLayout(NamedTuple):
 
 def from_lengths(lengths: Tensor, longest: int, total: int) -> TensorLayout:
     """Return the layout of checked lengths, a contiguous int64 tensor."""
-    # one block of memory for the three: allocating is what costs here
+    # one block of memory for all: allocating is what costs here
     B = lengths.shape[0]
-    batch_sizes, order, places = torch.unsafe_split_with_sizes(lengths.new_empty(longest + 2 * B), (longest, B, B))
-    run(blocks.SortByLength(lengths.data_ptr(), B, longest, batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr()))
-    return TensorLayout(lengths, batch_sizes, order, places, total)
+    block = lengths.new_empty(longest + 3 * B + 1)
+    batch_sizes, order, places, offsets = torch.unsafe_split_with_sizes(block, (longest, B, B, B + 1))
+    addresses = batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr(), offsets.data_ptr()
+    run(blocks.SortByLength(lengths.data_ptr(), B, longest, *addresses))
+    return TensorLayout(lengths, batch_sizes, order, places, total, offsets)
 
 
 def only_lengths(lengths: Tensor) -> TensorLayout:
@@ -69,7 +72,8 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
     if not is_consistent(layout):
         return None
-    _write_lengths(layout, layout.lengths)
+    addresses = batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), layout.num_sequences
+    run(blocks.LengthsInOrder(*addresses, layout.lengths.data_ptr()))
     return layout
 
 
@@ -80,24 +84,11 @@ def is_consistent(layout: TensorLayout) -> bool:
     return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == layout.num_rows and layout.num_sequences > 0
 
 
-def is_unchanged(layout: TensorLayout) -> bool:
-    """Whether a layout that was checked before still is what its lengths say, whatever was done to its tensors since."""
-    if not all(map(is_vector, layout[:4])) or len({index.shape for index in (layout.lengths, *layout[2:4])}) > 1:
-        return False
-    if not is_consistent(layout):
-        return False
-    lengths = torch.empty_like(layout.lengths)
-    _write_lengths(layout, lengths)
-    return torch.equal(lengths, layout.lengths)
-
-
-def _write_lengths(layout: TensorLayout, lengths: Tensor) -> None:
-    addresses = layout.batch_sizes.data_ptr(), layout.num_steps, layout.unsorted_indices.data_ptr(), layout.num_sequences
-    run(blocks.LengthsInOrder(*addresses, lengths.data_ptr()))
-
-
-def offsets_of(lengths: Tensor) -> Tensor:
+def offsets_of(layout: TensorLayout) -> Tensor:
     """Return where each sequence begins in ragged order, and the number of rows: (B + 1,)."""
+    if layout.offsets is not None:
+        return layout.offsets
+    lengths = layout.lengths
     offsets = lengths.new_empty(lengths.shape[0] + 1)
     run(blocks.OffsetsOf(lengths.data_ptr(), lengths.shape[0], offsets.data_ptr()))
     return offsets

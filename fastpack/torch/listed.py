@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastpack.torch.bridge import PLAIN_TYPES, are_dense, is_dense, is_eager
+from fastpack.torch.moves import addresses_of, check_memory
 
-JOINED_BELOW = 4096  # bytes a sequence, see as_listed
+JOINED_BELOW = 8192  # bytes a sequence, see as_listed
 
 
 class Listed(NamedTuple):
@@ -19,14 +20,15 @@ class Listed(NamedTuple):
     tensors: Sequence[Tensor]
     lengths: Tensor  # (B,)
     needs_grad: bool
-    values: Tensor | None  # all rows, one sequence after another, where short sequences were joined
+    values: Tensor | None = None  # all rows, one sequence after another, where short sequences were joined
+    addresses: "array[int] | None" = None  # (B,), where they were not
 
 
 def as_listed(sequences: Any) -> Listed | None:
     """Return sequences checked, or None where torch's own function shall convert, broadcast or refuse them.
 
     Short sequences are joined first: torch.cat looks at a tensor in 0.09 us, where asking it from Python for all that must
-    be known before its address can be used takes 0.4. From 4 KB a sequence on, the copy would cost more than that.
+    be known before its address can be used takes 0.4. From 8 KB a sequence on, the copy would cost more than that.
 
     Raises
     ------
@@ -37,13 +39,11 @@ def as_listed(sequences: Any) -> Listed | None:
         return None
     try:
         shapes = [sequence.shape for sequence in sequences]
-    except RuntimeError:  # a nested tensor has none
+        counts, *trailing = zip(*shapes, strict=True)
+    except (RuntimeError, ValueError):  # a nested tensor has no shape; not all have as many dimensions, or none has any
         return None
     first, shape = sequences[0], shapes[0]
-    if not shape or set(map(len, shapes)) != {len(shape)}:
-        return None
-    counts, *trailing = zip(*shapes, strict=True)
-    if any(len(set(sizes)) > 1 for sizes in trailing):
+    if any([len(set(sizes)) > 1 for sizes in trailing]):
         return None
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
     wanted = torch.is_grad_enabled() and any([sequence.requires_grad for sequence in sequences])
@@ -54,9 +54,16 @@ def as_listed(sequences: Any) -> Listed | None:
             return None
         if values.dtype is first.dtype and is_dense(values):
             return Listed(sequences, lengths, False, values)
-    if not are_dense(sequences) or not _are_of_one_dtype(sequences):
+    if not _are_of_one_dtype(sequences):
         return None
-    return Listed(sequences, lengths, wanted, None)
+    try:
+        addresses = addresses_of(sequences)
+    except RuntimeError:  # not strided memory
+        return None
+    if not are_dense(sequences):
+        return None
+    check_memory(sequences, addresses)
+    return Listed(sequences, lengths, wanted, None, addresses)
 
 
 def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:

@@ -2,19 +2,31 @@
 
 from array import array
 from collections.abc import Sequence
-from math import prod
+from math import copysign, prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastpack import blocks
-from fastpack.checks import Int64Array, address
 from fastpack.moves import Source, gather_block, is_contiguous
 from fastpack.torch import parallel
 from fastpack.torch.bridge import has_memory
-from fastpack.torch.layout import TensorLayout, offsets_of
+from fastpack.torch.layout import TensorLayout, offsets_of, only_lengths
 
+ZEROS = torch.zeros(4096, dtype=torch.uint8, device="cpu")
+ZERO_BYTES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 LOWEST = 1 << 16  # no memory of a process lies below; an empty tensor's address is 0
 
 
@@ -48,22 +60,26 @@ def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: 
         parallel.run(blocks.UnpackPadded(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, filled)
     # where there is nothing to fill, a padding value that the dtype cannot hold is still refused
     if filled and (layout.num_rows < layout.num_sequences * steps or padding_value != 0.0):
-        padding_row = data.new_full(data.shape[1:], padding_value)
+        padding_row = _padding_row(data, padding_value, row_bytes)
         shares, B, lengths = parallel.threads(filled), layout.num_sequences, layout.lengths.data_ptr()
         batch = padded.data_ptr(), sequence_bytes, step_bytes, B, shares
         parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths, steps, 1, *batch), shares, filled)
     return padded
 
 
-def pack_listed(sequences: Sequence[Tensor], layout: TensorLayout) -> Tensor:
+def pack_listed(sequences: Sequence[Tensor], layout: TensorLayout, addresses: "array[int] | None" = None) -> Tensor:
     """Rows of B tensors (T_i, ...) in packed order (N, ...)."""
     first = sequences[0]
     trailing, item_bytes = first.shape[1:], first.element_size()
     data = first.new_empty((layout.num_rows, *trailing))
-    if data.numel():
-        strides = {sequence.stride() for sequence in sequences}
-        every = np.array(list(strides) if len(strides) == 1 else [sequence.stride() for sequence in sequences], np.int64)
-        _gather(Source(_addresses(sequences), every * item_bytes, trailing, item_bytes), layout, data)
+    moved = data.numel() * item_bytes
+    if moved and all(map(Tensor.is_contiguous, sequences)):
+        first_rows, row_bytes = addresses or addresses_of(sequences), moved // layout.num_rows
+        block = blocks.PackListed(first_rows.buffer_info()[0], row_bytes, row_bytes, *layout.addresses(), data.data_ptr())
+        parallel.run(block, layout.num_rows, moved)
+    elif moved:
+        first_rows, strides = addresses or addresses_of(sequences), np.array([sequence.stride() for sequence in sequences], np.int64)
+        _gather(Source(np.frombuffer(first_rows, np.int64), strides * item_bytes, trailing, item_bytes), layout, data)
     return data
 
 
@@ -78,7 +94,7 @@ def unpack_listed(data: Tensor, layout: TensorLayout) -> tuple[Tensor, ...]:
 def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
     """Rows of `values` (N, ...), one sequence after another, in packed order (N, ...)."""
     values = values if is_contiguous(values.shape[1:], values.stride()[1:], 1) else values.contiguous()
-    data, offsets, item_bytes = values.new_empty(values.shape), offsets_of(layout.lengths), values.element_size()
+    data, offsets, item_bytes = values.new_empty(values.shape), offsets_of(layout), values.element_size()
     moved = data.numel() * item_bytes
     if moved:
         home = values.data_ptr(), offsets.data_ptr(), values.stride(0) * item_bytes, moved // layout.num_rows
@@ -89,7 +105,7 @@ def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
 def unpack_ragged(data: Tensor, layout: TensorLayout) -> Tensor:
     """Packed rows as (N, ...), one sequence after another."""
     data = data.contiguous()
-    values, offsets = torch.empty_like(data), offsets_of(layout.lengths)
+    values, offsets = torch.empty_like(data), offsets_of(layout)
     moved = data.numel() * data.element_size()
     if moved:
         row_bytes = moved // layout.num_rows
@@ -100,27 +116,30 @@ def unpack_ragged(data: Tensor, layout: TensorLayout) -> Tensor:
 
 def pad_listed(sequences: Sequence[Tensor], lengths: Tensor, batch_first: bool, steps: int, after: int, padding_value: float) -> Tensor:
     """B tensors (T_i, ...) as (B, steps, ...) or (steps, B, ...), with padding after each sequence or before it."""
-    contiguous = [sequence.contiguous() for sequence in sequences]
-    padded, sequence_bytes, step_bytes, row_bytes = _empty_padded(contiguous[0], len(sequences), steps, batch_first)
+    first = sequences[0]
+    B, contiguous = len(sequences), sequences if all(map(Tensor.is_contiguous, sequences)) else list(map(Tensor.contiguous, sequences))
+    padded, sequence_bytes, step_bytes, row_bytes = _empty_padded(first, B, steps, batch_first)
     filled = padded.numel() * padded.element_size()
     if filled:
-        padding_row = padded.new_full(padded.shape[2:], padding_value)
-        first_rows, counts, shares = _addresses(contiguous), lengths.numpy(), parallel.threads(filled)
-        places = padded.data_ptr() + np.arange(len(counts)) * sequence_bytes + (1 - after) * (steps - counts) * step_bytes
-        moved = address(first_rows), row_bytes, address(places), step_bytes, row_bytes, lengths.data_ptr(), len(counts), shares
-        parallel.run(blocks.CopyListed(*moved), shares, filled)
-        home = padded.data_ptr(), sequence_bytes, step_bytes, len(counts), shares
+        padding_row, shares = _padding_row(first, padding_value, row_bytes), parallel.threads(filled)
+        first_rows, start = addresses_of(contiguous), padded.data_ptr()
+        places = array("q", range(start, start + B * sequence_bytes, sequence_bytes))
+        if not after:
+            places = array("q", [row + (steps - count) * step_bytes for row, count in zip(places, lengths.tolist(), strict=True)])
+        rows = first_rows.buffer_info()[0], row_bytes, places.buffer_info()[0], step_bytes, row_bytes
+        parallel.run(blocks.CopyListed(*rows, lengths.data_ptr(), B, shares), shares, filled)
+        home = start, sequence_bytes, step_bytes, B, shares
         parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths.data_ptr(), steps, after, *home), shares, filled)
     return padded
 
 
 def pad_ragged(values: Tensor, lengths: Tensor, batch_first: bool, steps: int, after: int, padding_value: float) -> Tensor:
     """Rows of `values` (N, ...), contiguous, one sequence after another, likewise."""
-    B, offsets = lengths.shape[0], offsets_of(lengths)
+    B, offsets = lengths.shape[0], offsets_of(only_lengths(lengths))
     padded, sequence_bytes, step_bytes, row_bytes = _empty_padded(values, B, steps, batch_first)
     filled = padded.numel() * values.element_size()
     if filled:
-        padding_row, shares = values.new_full(values.shape[1:], padding_value), parallel.threads(filled)
+        padding_row, shares = _padding_row(values, padding_value, row_bytes), parallel.threads(filled)
         rows = values.data_ptr(), offsets.data_ptr(), padding_row.data_ptr(), row_bytes, steps, after
         parallel.run(blocks.PadRagged(*rows, padded.data_ptr(), sequence_bytes, step_bytes, B, shares), shares, filled)
     return padded
@@ -129,7 +148,7 @@ def pad_ragged(values: Tensor, lengths: Tensor, batch_first: bool, steps: int, a
 def unpad_listed(padded: Tensor, lengths: Tensor, batch_first: bool, after: int = 1) -> tuple[Tensor, ...]:
     """Sequences of (B, T, ...) or (T, B, ...), parts of one block of memory."""
     padded = padded if is_contiguous(padded.shape[2:], padded.stride()[2:], 1) else padded.contiguous()
-    B, offsets, item_bytes = lengths.shape[0], offsets_of(lengths), padded.element_size()
+    B, offsets, item_bytes = lengths.shape[0], offsets_of(only_lengths(lengths)), padded.element_size()
     values = padded.new_empty((int(offsets[-1]), *padded.shape[2:]))
     moved = values.numel() * item_bytes
     if moved:
@@ -150,19 +169,36 @@ def _empty_padded(like: Tensor, B: int, steps: int, batch_first: bool) -> tuple[
     return like.new_empty((steps, B, *trailing)), row_bytes, B * row_bytes, row_bytes
 
 
+def _padding_row(like: Tensor, padding_value: float, row_bytes: int) -> Tensor:
+    """Return a row of padding for rows of `like` (N, ...); most are zero bytes, which need not be made."""
+    if padding_value == 0 and row_bytes <= len(ZEROS) and like.dtype in ZERO_BYTES and copysign(1.0, padding_value) > 0:
+        return ZEROS
+    return like.new_full(like.shape[1:], padding_value)
+
+
 def _parted(values: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
     # "unsafe" in that autograd does not see parts of one tensor in them, which is right here: each is an output of its own,
     # with a version of its own, and may be changed in place
     return tuple(torch.unsafe_split_with_sizes(values, lengths.tolist()))
 
 
-def _addresses(sequences: Sequence[Tensor]) -> Int64Array:
-    addresses = array("q", map(Tensor.data_ptr, sequences))
+def addresses_of(sequences: Sequence[Tensor]) -> "array[int]":
+    """Return where each tensor's first item is, of tensors that have such a place (others raise torch's RuntimeError)."""
+    return array("q", map(Tensor.data_ptr, sequences))
+
+
+def check_memory(sequences: Sequence[Tensor], addresses: "array[int]") -> None:
+    """Check that there is memory at the sequences' addresses, where torch's own functions would not survive.
+
+    Raises
+    ------
+    RuntimeError
+        A storage was emptied, or a tensor is a lazy zero.
+    """
     if min(addresses) < LOWEST:  # rare enough to ask every tensor only here
         for k, sequence in enumerate(sequences):
             if sequence.numel() and not has_memory(sequence):
                 raise RuntimeError(f"sequences[{k}] has no memory: its storage was emptied, or it is a lazy zero")
-    return np.frombuffer(addresses, np.int64)
 
 
 def _gather(source: Source, layout: TensorLayout, data: Tensor) -> None:

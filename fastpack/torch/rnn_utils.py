@@ -163,7 +163,7 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True, *, allow
     elif listed.needs_grad:
         data = move(Form.LISTED, Form.PACKED, layout, *listed.tensors)
     else:
-        data = moves.pack_listed(listed.tensors, layout)
+        data = moves.pack_listed(listed.tensors, layout, listed.addresses)
     return _packed_sequence(data, layout, enforce_sorted and facts.empty < 0)
 
 
