@@ -1,6 +1,7 @@
 """The layout of a packed batch as tensors: from lengths, and from a PackedSequence that anyone may have made."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,15 +60,21 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
 
     A batch without index tensors is in the caller's order already.
     """
-    batch_sizes, order, places = sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices
-    if not is_vector(batch_sizes):
+    indices: Any = sequence[1:]
+    if not _are_vectors(indices):
+        # with gaps between their entries they are copied; what then is no vector is refused
+        indices = [index.contiguous() if isinstance(index, Tensor) and index.layout is torch.strided else index for index in indices]
+        if not _are_vectors(indices):
+            return None
+    batch_sizes, order, places = indices
+    if batch_sizes is None or sequence.data.dim() == 0:
         return None
     if order is None and places is None:
         B = int(batch_sizes[0]) if batch_sizes.shape[0] else 0
         if not 0 < B <= sequence.data.shape[0]:  # before so much memory is taken
             return None
         order = places = torch.arange(B, device="cpu")
-    if order is None or places is None or not is_vector(order) or not is_vector(places) or order.shape != places.shape:
+    if order is None or places is None or order.shape != places.shape:
         return None
     layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
     if not is_consistent(layout):
@@ -92,6 +99,10 @@ def offsets_of(layout: TensorLayout) -> Tensor:
     offsets = lengths.new_empty(lengths.shape[0] + 1)
     run(blocks.OffsetsOf(lengths.data_ptr(), lengths.shape[0], offsets.data_ptr()))
     return offsets
+
+
+def _are_vectors(indices: Sequence[Tensor | None]) -> bool:
+    return all([index is None or is_vector(index) for index in indices])
 
 
 def is_vector(tensor: Tensor) -> bool:
