@@ -17,8 +17,6 @@ from fastpack.torch import by_index, moves
 from fastpack.torch.bridge import is_dense, is_eager
 from fastpack.torch.layout import TensorLayout
 
-NOTHING = torch.empty(0, device="cpu")
-
 
 class Form(Enum):
     """How the rows of a batch lie in tensors, where it takes no further words."""
@@ -53,7 +51,6 @@ class _Move(Function):
         # A copy of our own, past what torch lets others see and change: the batch's index tensors and lengths are in the
         # caller's hands until the backward pass, saved tensors in a hook's, and the kernels follow them without looking.
         ctx.indices, ctx.sizes = torch.cat(layout[:4]), [index.shape[0] for index in layout[:4]]
-        ctx.save_for_backward(NOTHING)
         ctx.num_rows, ctx.source, ctx.target = layout.num_rows, source, target
         moved = _run(moves, source, target, layout, tensors)
         if target is Form.LISTED:
@@ -70,7 +67,7 @@ class _Move(Function):
         given: Any = gradients if ctx.target is not Form.LISTED else _completed(gradients, ctx.shapes)
         if not given:  # nothing depends on any of the sequences
             return None, None, None, *(None for _ in wanted)
-        target = ctx.source if not isinstance(ctx.source, Padded) else ctx.source._replace(padding_value=0.0)
+        target = Padded(*ctx.source[:3]) if isinstance(ctx.source, Padded) else ctx.source  # the gradient of padding is 0
         # a gradient may be of another kind than what it is the gradient of
         if is_eager() and all(map(is_dense, given)):
             moved = move(ctx.target, target, layout, *given)

@@ -39,21 +39,21 @@ def as_listed(sequences: Any) -> Listed | None:
         return None
     try:
         shapes = [sequence.shape for sequence in sequences]
-        counts, *trailing = zip(*shapes, strict=True)
-    except (RuntimeError, ValueError):  # a nested tensor has no shape; not all have as many dimensions, or none has any
+        counts = [shape[0] for shape in shapes]
+    except (RuntimeError, IndexError):  # a nested tensor has no shape, a single value no dimension
         return None
-    first, shape = sequences[0], shapes[0]
-    if any([len(set(sizes)) > 1 for sizes in trailing]):
-        return None
+    first, row_bytes = sequences[0], prod(shapes[0][1:]) * sequences[0].element_size()
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
     wanted = torch.is_grad_enabled() and any([sequence.requires_grad for sequence in sequences])
-    if not wanted and sum(counts) * prod(shape[1:]) * first.element_size() < JOINED_BELOW * len(sequences):
+    if not wanted and sum(counts) * row_bytes < JOINED_BELOW * len(sequences):
         try:
-            values = torch.cat(sequences)
+            values = torch.cat(sequences)  # checks that rows are alike, but for a tensor (0,), which it passes over
         except RuntimeError:
             return None
-        if values.dtype is first.dtype and is_dense(values):
+        if values.dtype is first.dtype and is_dense(values) and not (0 in counts and _are_rows_unlike(shapes)):
             return Listed(sequences, lengths, False, values)
+    if _are_rows_unlike(shapes):
+        return None
     if not _are_of_one_dtype(sequences):
         return None
     try:
@@ -74,3 +74,9 @@ def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:
         if not torch.can_cast(sequence.dtype, first):
             raise TypeError(f"sequences[{k}] is of {sequence.dtype}, but sequences[0] is of {first}, which cannot hold its values")
     return False
+
+
+def _are_rows_unlike(shapes: list[torch.Size]) -> bool:
+    if len(set(map(len, shapes))) > 1:
+        return True
+    return any([len(set(sizes)) > 1 for sizes in list(zip(*shapes, strict=True))[1:]])

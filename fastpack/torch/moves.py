@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from math import copysign, prod
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastpack.torch import parallel
 from fastpack.torch.bridge import has_memory
 from fastpack.torch.layout import TensorLayout, offsets_of, only_lengths
 
-ZEROS = torch.zeros(4096, dtype=torch.uint8, device="cpu")
+ZEROS = 4096  # bytes
 ZERO_BYTES = {
     torch.float64,
     torch.float32,
@@ -171,9 +172,15 @@ def _empty_padded(like: Tensor, B: int, steps: int, batch_first: bool) -> tuple[
 
 def _padding_row(like: Tensor, padding_value: float, row_bytes: int) -> Tensor:
     """Return a row of padding for rows of `like` (N, ...); most are zero bytes, which need not be made."""
-    if padding_value == 0 and row_bytes <= len(ZEROS) and like.dtype in ZERO_BYTES and copysign(1.0, padding_value) > 0:
-        return ZEROS
+    if padding_value == 0 and row_bytes <= ZEROS and like.dtype in ZERO_BYTES and copysign(1.0, padding_value) > 0:
+        return _zeros()
     return like.new_full(like.shape[1:], padding_value)
+
+
+@cache
+def _zeros() -> Tensor:
+    # not at import, which may happen under a mode that makes tensors without memory
+    return torch.zeros(ZEROS, dtype=torch.uint8, device="cpu")
 
 
 def _parted(values: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
