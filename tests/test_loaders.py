@@ -166,6 +166,21 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert child(BEFORE_FORK + code).strip() == "2"
 
 
+@pytest.mark.parametrize("context", ["torch.inference_mode()", "FakeTensorMode()", "torch.device('meta')", "torch.no_grad()"])
+def test_it_does_not_matter_where_it_is_imported(child, context):
+    code = f"""
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with {context}:
+    import fastpack.torch as fp
+x = torch.ones(4, 3, requires_grad=True)
+padded, _ = fp.pad_packed_sequence(fp.pack_padded_sequence(x, [4, 2, 1]))
+padded.sum().backward()
+print(padded.sum().item(), x.grad.sum().item(), fp.pad_sequence([x[0], x[0, :1]]).sum().item())
+"""
+    assert child(code).split() == ["7.0", "7.0", "4.0"]
+
+
 def test_eight_threads_at_once(child):
     code = """
 from concurrent.futures import ThreadPoolExecutor
