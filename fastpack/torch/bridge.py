@@ -65,6 +65,8 @@ def are_dense(tensors: Sequence[Tensor]) -> bool:
 def path(*tensors: Tensor) -> str:
     """Return which code a call with these tensors runs: 'kernels', or 'torch: ' and why.
 
+    Of a list of short sequences the kernels also take lazy ones, as these are joined first, which resolves them.
+
     Examples
     --------
     >>> path(torch.zeros(2, 3))
