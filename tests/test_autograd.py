@@ -272,7 +272,9 @@ def test_hooks_and_double_use():
 
 
 def test_anomaly_mode_and_checkpoints():
-    with pytest.warns(UserWarning, match="Anomaly Detection has been enabled"), torch.autograd.detect_anomaly():
+    with pytest.warns(UserWarning, match="Anomaly Detection has been enabled"):
+        anomaly = torch.autograd.detect_anomaly()
+    with anomaly:
         for call, tensors in CHAINS.values():
             outputs = call(fp, *tensors)
             sum(out.sum() for out in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
