@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastpack.torch as fp
-from tests.torch_oracle import outcome, unchanged
+from tests.torch_oracle import assert_same, outcome, unchanged
 
 X = torch.arange(24.0).view(4, 3, 2)
 PACKED = rnn.pack_padded_sequence(X, [4, 2, 1])
@@ -73,7 +75,6 @@ PAD_PACKED = {
     "total_length a truth": lambda m: m.pad_packed_sequence(PACKED, total_length=True),
     "total_length beyond memory": lambda m: m.pad_packed_sequence(PACKED, total_length=2**60),
     "no steps": lambda m: m.pad_packed_sequence(PackedSequence(X, integers())),
-    "growing batch sizes": lambda m: m.pad_packed_sequence(PackedSequence(X, integers(1, 2, 1))),
     "too few rows": lambda m: m.pad_packed_sequence(PackedSequence(X, integers(3, 2))),
     "batch sizes of another dtype": lambda m: m.pad_packed_sequence(PackedSequence(X, integers(2, 2, dtype=torch.int32))),
     "data of no dimension": lambda m: m.pad_packed_sequence(PackedSequence(torch.tensor(1.0), integers(1))),
@@ -93,7 +94,6 @@ PAD_PACKED = {
     ),
     "emptied data": lambda m: m.pad_packed_sequence(PACKED._replace(data=freed(PACKED.data))),
     "unpack: no steps": lambda m: m.unpack_sequence(PackedSequence(X, integers())),
-    "unpack: growing batch sizes": lambda m: m.unpack_sequence(PackedSequence(X, integers(1, 2, 1))),
     "unpack: a tensor": lambda m: m.unpack_sequence(X),
     "unpack: an index out of range": lambda m: m.unpack_sequence(UNSORTED._replace(unsorted_indices=integers(0, 1, 7))),
     "unpack: no argument": lambda m: m.unpack_sequence(),
@@ -234,6 +234,22 @@ def test_rows_that_no_batch_size_counts():
             function(packed)
 
 
+@pytest.mark.parametrize("sizes", [(1, 2), (3, 1, 2), (0, 1), (1, -1, 2), (2, 2, 3)], ids=str)
+def test_batch_sizes_that_grow(sizes):
+    # for some of them torch writes lengths out of range, which ends the process or not
+    data = torch.ones(sum(sizes), 2)
+    for rows in (data, data.to("meta"), data.to_sparse()):
+        for function in (fp.pad_packed_sequence, fp.unpack_sequence):
+            with pytest.raises(RuntimeError, match=r"batch_sizes\[\d\] is \d, but batch sizes never grow, and batch_sizes\[\d\] is"):
+                function(PackedSequence(rows, integers(*sizes)))
+
+
+def test_batch_sizes_below_zero():
+    for sizes in ([0, -1], [-1], [2, -1]):
+        with pytest.raises(RuntimeError, match=rf"batch_sizes\[{len(sizes) - 1}\] is -1, but batch sizes are never negative"):
+            fp.pad_packed_sequence(PackedSequence(torch.ones(1), integers(*sizes)))
+
+
 def test_values_that_a_dtype_would_cut():
     sequences = [torch.ones(2, dtype=torch.int64), torch.tensor([1.5])]
     assert rnn.pad_sequence(sequences)[0, 1] == 1
@@ -265,3 +281,21 @@ def test_allow_empty_says_what_is_wrong():
         fp.pack_padded_sequence(torch.ones(3, 0), integers(), allow_empty=True)
     with pytest.raises(TypeError, match="positional"):
         fp.pack_padded_sequence(X, [4, 2, 1], False, True, True)
+
+
+# ---- whatever the fields
+
+entries = st.lists(st.integers(-1, 5), max_size=5)
+some_indices = st.one_of(st.none(), st.permutations(range(3)), entries)
+
+
+@settings(max_examples=400, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 8), st.one_of(entries.map(lambda sizes: sorted(sizes, reverse=True)), entries), some_indices, some_indices)
+def test_any_fields_give_torchs_result_or_an_error(rows, sizes, order, places):
+    fields = (integers(*index) if index is not None else None for index in (sizes, order, places))
+    packed = tuple.__new__(PackedSequence, (torch.arange(2.0 * rows).view(rows, 2), *fields))
+    for name in ("pad_packed_sequence", "unpack_sequence"):
+        kind, _ = outcome(getattr(fp, name), packed)
+        if kind is None and len(order or places or ()) <= max(sizes, default=0):  # torch refuses sequences without a row
+            assert_same(getattr(fp, name)(packed), getattr(rnn, name)(packed))
+        assert kind in (None, RuntimeError, IndexError)

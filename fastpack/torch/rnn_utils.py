@@ -340,13 +340,20 @@ def _layout(sequence: Any) -> TensorLayout | None:
 
 
 def _whole(sequence: Any) -> Any:
-    """Refuse a packed batch that torch would unpack in part: rows of `data` that no batch size counts."""
-    if isinstance(sequence, PackedSequence) and {type(sequence.data), type(sequence.batch_sizes)} <= PLAIN_TYPES and is_eager():
-        if not (is_dense(sequence.batch_sizes) and sequence.batch_sizes.numel() and sequence.data.dim()):
-            return sequence
-        counted, rows = int(sequence.batch_sizes.sum()), sequence.data.shape[0]
-        if counted < rows:
-            raise RuntimeError(f"batch_sizes add up to {counted}, but data has {rows} rows")
+    """Return a packed batch for torch to unpack; refused where torch would leave rows of `data` out, or write out of range."""
+    if not isinstance(sequence, PackedSequence) or not is_eager():
+        return sequence
+    data, sizes = sequence.data, sequence.batch_sizes
+    if not is_dense(sizes) or sizes.dim() != 1 or not sizes.numel():
+        return sequence
+    rises = torch.nonzero(sizes[1:] > sizes[:-1])
+    if rises.numel():
+        k = int(rises[0])
+        raise RuntimeError(f"batch_sizes[{k + 1}] is {sizes[k + 1]}, but batch sizes never grow, and batch_sizes[{k}] is {sizes[k]}")
+    if int(sizes[-1]) < 0:
+        raise RuntimeError(f"batch_sizes[{len(sizes) - 1}] is {sizes[-1]}, but batch sizes are never negative")
+    if type(data) in PLAIN_TYPES and data.dim() and int(sizes.sum()) < data.shape[0]:
+        raise RuntimeError(f"batch_sizes add up to {sizes.sum()}, but data has {data.shape[0]} rows")
     return sequence
 
 
