@@ -197,7 +197,8 @@ class Layout:
 
 def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
     """Return batch_sizes (T,), sorted_indices (B,), unsorted_indices (B,) and ragged offsets (B + 1,) of checked lengths."""
-    batch_sizes, order, places = np.empty(T, np.int64), np.empty_like(lengths), np.empty_like(lengths)
+    batch_sizes = checks.empty((T,), np.int64, "batch_sizes")
+    order, places = np.empty_like(lengths), np.empty_like(lengths)
     offsets = np.empty(len(lengths) + 1, np.int64)
     addresses = map(address, (batch_sizes, order, places, offsets))
     run(blocks.SortByLength(address(lengths), len(lengths), T, *addresses))
