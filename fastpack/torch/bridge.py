@@ -4,6 +4,7 @@ Everything else goes to torch's own functions, which know what to do with it.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def are_dense(tensors: Sequence[Tensor]) -> bool:
     """
     first = tensors[0]
     return (
-        {tensor.is_cpu for tensor in tensors} == {True}
+        all(map(attrgetter("is_cpu"), tensors))
         and not any(map(Tensor.is_neg, tensors))
         and not first.is_quantized
         and not (first.dtype.is_complex and any(map(Tensor.is_conj, tensors)))

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from fastpack.torch.bridge import PLAIN_TYPES, are_dense, is_dense, is_eager
 from fastpack.torch.moves import addresses_of, check_memory
 
 JOINED_BELOW = 8192  # bytes a sequence, see as_listed
+JOINED_SERIALLY = 1 << 15  # items in all, from which on torch.cat gives each tensor to all threads, if there are several
 
 
 class Listed(NamedTuple):
@@ -44,8 +46,8 @@ def as_listed(sequences: Any) -> Listed | None:
         return None
     first, row_bytes = sequences[0], prod(shapes[0][1:]) * sequences[0].element_size()
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
-    wanted = torch.is_grad_enabled() and any([sequence.requires_grad for sequence in sequences])
-    if not wanted and sum(counts) * row_bytes < JOINED_BELOW * len(sequences):
+    wanted = torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), sequences))
+    if not wanted and _are_worth_joining(sequences, sum(counts) * row_bytes):
         try:
             values = torch.cat(sequences)  # checks that rows are alike, but for a tensor (0,), which it passes over
         except RuntimeError:
@@ -66,6 +68,12 @@ def as_listed(sequences: Any) -> Listed | None:
     return Listed(sequences, lengths, wanted, None, addresses)
 
 
+def _are_worth_joining(sequences: Sequence[Tensor], total_bytes: int) -> bool:
+    if total_bytes >= JOINED_BELOW * len(sequences):
+        return False
+    return total_bytes < JOINED_SERIALLY * sequences[0].element_size() or torch.get_num_threads() == 1
+
+
 def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:
     if len({sequence.dtype for sequence in sequences}) == 1:
         return True
@@ -77,6 +85,7 @@ def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:
 
 
 def _are_rows_unlike(shapes: list[torch.Size]) -> bool:
-    if len(set(map(len, shapes))) > 1:
+    dimensions = len(shapes[0])
+    if set(map(len, shapes)) != {dimensions}:
         return True
-    return any([len(set(sizes)) > 1 for sizes in list(zip(*shapes, strict=True))[1:]])
+    return any([len({shape[d] for shape in shapes}) > 1 for d in range(1, dimensions)])
