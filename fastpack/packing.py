@@ -13,6 +13,7 @@ import numpy as np
 
 from fastpack import blocks, checks
 from fastpack.checks import Array, Int64Array, address
+from fastpack.layout import LengthFacts
 from fastpack.machine import run
 from fastpack.moves import Source, gather_block
 from fastpack.packed import Packed, lengths_in_order, offsets_of, sort_by_length
@@ -49,7 +50,8 @@ def pack(sequences: Iterable[Any]) -> Packed:
     first = arrays[0]
     if (strides == strides[0]).all():
         strides = strides[:1]
-    return _pack(Source(first_rows, strides, first.shape[1:], first.itemsize), first.dtype, np.ascontiguousarray(shapes[:, 0]))
+    source = Source(first_rows, strides, first.shape[1:], first.itemsize)
+    return _pack(source, first.dtype, *checks.lengths(np.ascontiguousarray(shapes[:, 0])))
 
 
 def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
@@ -88,9 +90,10 @@ def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
     B, T = batch.shape[:2]
     if B == 0:
         raise ValueError(f"padded has the shape {batch.shape} and no sequence: a batch needs at least one")
-    vector, _ = checks.lengths(lengths, B, T)
+    vector, facts = checks.lengths(lengths, B, T)
     first_rows = address(batch) + np.arange(B, dtype=np.int64) * batch.strides[0]
-    return _pack(Source(first_rows, np.array([batch.strides[1:]], np.int64), batch.shape[2:], batch.itemsize), batch.dtype, vector)
+    source = Source(first_rows, np.array([batch.strides[1:]], np.int64), batch.shape[2:], batch.itemsize)
+    return _pack(source, batch.dtype, vector, facts)
 
 
 def pack_ragged(values: Any, offsets: Any) -> Packed:
@@ -124,7 +127,8 @@ def pack_ragged(values: Any, offsets: Any) -> Packed:
     flat = checks.rows(values, "values")
     bounds = checks.offsets(offsets, len(flat))
     first_rows = address(flat) + bounds[:-1] * flat.strides[0]
-    return _pack(Source(first_rows, np.array([flat.strides], np.int64), flat.shape[1:], flat.itemsize), flat.dtype, np.diff(bounds))
+    source = Source(first_rows, np.array([flat.strides], np.int64), flat.shape[1:], flat.itemsize)
+    return _pack(source, flat.dtype, *checks.lengths(bounds[1:] - bounds[:-1]))
 
 
 def pad(
@@ -263,12 +267,11 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     return values, offsets
 
 
-def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array) -> Packed:
-    vector, facts = checks.lengths(lengths)
-    sizes, order, places, _offsets = sort_by_length(vector, facts.longest)
+def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array, facts: LengthFacts) -> Packed:
+    sizes, order, places, _offsets = sort_by_length(lengths, facts.longest)
     data = checks.empty((facts.total, *source.trailing), dtype, "the packed batch")
     if data.nbytes:
-        block, _alive = gather_block(source, vector, address(order), address(sizes), len(sizes), address(data))
+        block, _alive = gather_block(source, lengths, address(order), address(sizes), len(sizes), address(data))
         run(block, 0, facts.total)
     return Packed(data, sizes, order, places)
 

@@ -15,9 +15,9 @@ MANY = headers.AT_ONCE + 9
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What is known of arrays' layout is found out anew, before and after."""
-    headers.layout_is_known.cache_clear()
+    headers._trusted = None
     yield
-    headers.layout_is_known.cache_clear()
+    headers._trusted = None
 
 
 def assert_headers(arrays: list[np.ndarray]) -> None:
@@ -112,7 +112,7 @@ LAYOUTS = {
 def test_another_layout_is_noticed_and_attributes_are_read(change: str, monkeypatch: pytest.MonkeyPatch):
     sequences = [random_array((k, 3), "f4") for k in range(MANY)]
     expected = fastpack.pack(sequences)
-    headers.layout_is_known.cache_clear()
+    headers._trusted = None
     for name, value in LAYOUTS[change].items():
         monkeypatch.setattr(headers, name, value)
     assert not headers.layout_is_known()
