@@ -42,26 +42,32 @@ STEPS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the jitted function, its cache warm."""
-    made = tmp_path_factory.mktemp("jitted")
-    (made / "jitted.py").write_text(NUMBA)
-    _seconds(made, *STEPS["first call of the jitted function, cache warm"])
-    return made
+def jitted(folder: Path) -> Path:
+    """Write the jitted function into a folder, warm its cache, and return the folder."""
+    (folder / "jitted.py").write_text(NUMBA)
+    seconds(folder, "first call of the jitted function, cache warm")
+    return folder
 
 
-def _seconds(folder: Path, before: str, timed: str) -> float:
+def seconds(folder: Path, step: str) -> float:
+    """Return what a step takes in a new process."""
+    before, timed = STEPS[step]
     code = TIMED.format(folder=str(folder), before=before, timed=timed)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the jitted function, its cache warm."""
+    return jitted(tmp_path_factory.mktemp("jitted"))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def bench_startup(benchmark: Any, folder: Path, step: str) -> None:
     """Take 7 fresh processes; the time is measured inside each."""
     benchmark.group, benchmark.name = "start-up", step
-    taken = iter([_seconds(folder, *STEPS[step]) for _ in range(8)][1:])
+    taken = iter([seconds(folder, step) for _ in range(8)][1:])
     # pytest-benchmark measures by its timer: give it one that reports what the processes measured
     clock = [0.0]
 

@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import fastpack  # noqa: E402
+from bench import bench_startup  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
 from fastpack import machine  # noqa: E402
@@ -75,6 +77,14 @@ def table(level: dict[str, list[str]], contests: Callable[[Case], dict[str, Cont
     return lines
 
 
+def startup() -> list[str]:
+    """Return a Markdown table of start-up times: medians of 7 new processes each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = bench_startup.jitted(Path(name))
+        medians = {step: statistics.median(bench_startup.seconds(folder, step) for _ in range(7)) for step in bench_startup.STEPS}
+    return ["| | ms |", "| --- | ---: |", *(f"| {step} | {seconds * 1e3:,.0f} |" for step, seconds in medians.items())]
+
+
 def cpu() -> str:
     """Return the CPU's own name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
@@ -107,6 +117,7 @@ def main() -> None:
     tables = {
         "torch level": table({"torch": TORCH}, torch_contests, "torch"),
         "NumPy level": table({"numpy": NUMPY}, numpy_contests, "numpy"),
+        "start-up": startup(),
         "measured on": [told],
     }
     readme = ROOT / "README.md"
