@@ -278,7 +278,8 @@ def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array, facts: Leng
 
 def _unpack(data: Array, order: Int64Array, batch_sizes: Int64Array, first_rows: Int64Array, step_bytes: int) -> None:
     """Move the rows of `data` (N, ...), C-contiguous, to sequences that begin at `first_rows`."""
-    T, N, row_bytes = len(batch_sizes), len(data), data.strides[0] if len(data) else 0
+    T, N = len(batch_sizes), len(data)
+    row_bytes = data.nbytes // N if N else 0  # not a stride: that of a single row may be anything
     run(blocks.UnpackListed(address(first_rows), step_bytes, row_bytes, address(order), address(batch_sizes), T, address(data)), 0, N)
 
 
