@@ -125,7 +125,8 @@ def offsets(value: Any, N: int) -> Int64Array:
 
 def sequences(value: Iterable[Any]) -> tuple[list[Array], Headers]:
     """Return the arrays of a list of sequences, all of one dtype and one trailing shape, and where their rows are."""
-    if isinstance(value, (str, bytes, dict, set, frozenset)) or not isinstance(value, Iterable):
+    # an array or a tensor of one value says that it is iterable
+    if isinstance(value, (str, bytes, dict, set, frozenset)) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
         raise TypeError(f"sequences is {_described(value)}, not a list of arrays: pass a list with one array a sequence")
     if hasattr(value, "batch_sizes"):
         raise TypeError(f"sequences is {_described(value)}, which is packed already: take it apart with unpack first")

@@ -64,8 +64,10 @@ class Packed(NamedTuple):
         return offsets_of(self.batch_sizes)
 
     def __repr__(self) -> str:
+        if not all(isinstance(field, np.ndarray) and field.ndim for field in self):  # made by hand: shown as it is
+            return f"Packed{tuple(self)!r}"
         B, T, N = self.num_sequences, len(self.batch_sizes), len(self.data)
-        fill = f", {N / (B * T):.0%} filled" if T else ""
+        fill = f", {N / (B * T):.0%} filled" if B and T else ""
         return f"Packed({B} sequences, up to {T} steps, {N} rows{fill}; data {self.data.dtype} {self.data.shape})"
 
     def _repr_html_(self) -> str:

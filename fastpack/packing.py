@@ -1,6 +1,7 @@
 """pack, pad and unpack on NumPy arrays: validate, allocate, call the kernel, return.
 
-Each row moves once, straight between the caller's memory and the result; beyond the result, memory is O(B + T).
+Each row moves once, straight between the caller's memory and the result; beyond the result, memory is O(B + T). Only what is
+no array is converted first, and a `packed.data` whose rows are not C-contiguous copied.
 An array whose address is given to a kernel is bound to a name here until the kernel has returned.
 """
 

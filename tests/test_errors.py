@@ -33,6 +33,8 @@ SEQUENCES = [
     ("abc", TypeError, r"^sequences is a str, not a list of arrays"),
     ({"a": A}, TypeError, r"^sequences is a dict, not a list of arrays"),
     ({1, 2}, TypeError, r"^sequences is a set, not a list of arrays"),
+    (np.array(3.0), TypeError, r"^sequences is a ndarray, not a list of arrays"),
+    (torch.tensor(3.0), TypeError, r"^sequences is a Tensor, not a list of arrays"),
     (pack([A]), TypeError, r"^sequences is a Packed, which is packed already: take it apart with unpack first$"),
     ([], ValueError, r"^sequences is empty: a batch needs at least one sequence$"),
     (np.zeros((0, 3)), ValueError, r"^sequences is empty"),

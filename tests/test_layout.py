@@ -146,6 +146,12 @@ def test_packed_is_a_named_tuple_like_torchs():
         assert_same(again, packed)
 
 
+def test_a_batch_made_by_hand_is_shown_as_it_is():
+    assert repr(Packed([1, 2], [2], [0, 1], None)) == "Packed([1, 2], [2], [0, 1], None)"
+    nothing = np.arange(0)
+    assert repr(Packed(np.arange(3), np.array([3]), nothing, nothing)) == "Packed(0 sequences, up to 1 steps, 3 rows; data int64 (3,))"
+
+
 def test_a_batch_without_any_step():
     packed = fastpack.pack([np.zeros((0, 2)), np.zeros((0, 2))])
     assert repr(packed) == "Packed(2 sequences, up to 0 steps, 0 rows; data float64 (0, 2))"

@@ -72,9 +72,11 @@ def test_html_escapes_the_dtype():
 
 
 def test_html_of_an_inconsistent_batch_says_so():
-    text = Packed(np.zeros(3), np.array([9]), np.array([0]), np.array([0]))._repr_html_()
-    ElementTree.fromstring(text)
-    assert "inconsistent: batch_sizes" in text
+    one = np.array([0])
+    for fields in ((np.zeros(3), np.array([9]), one, one), ([1], None, [0], [0]), (np.array(3), [1], [0], [0])):
+        text = Packed(*fields)._repr_html_()
+        ElementTree.fromstring(text)
+        assert "inconsistent: " in text
 
 
 def test_html_needs_neither_rich_nor_matplotlib():

@@ -112,7 +112,8 @@ def as_torch(packed: Packed) -> PackedSequence:
     TypeError
         torch has no such dtype.
     ValueError
-        An array is read-only, which a tensor cannot be, or of foreign byte order.
+        An array is read-only or has a negative stride, which a tensor cannot be or have, or is of foreign byte order; or
+        `packed` is inconsistent.
 
     Examples
     --------

@@ -123,7 +123,7 @@ def pad_packed_sequence(
 
 
 def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True, *, allow_empty: bool = False) -> PackedSequence:
-    """Pack a list of sequences, as torch.nn.utils.rnn.pack_sequence, but straight: nothing is padded on the way.
+    """Pack a list of sequences, as torch.nn.utils.rnn.pack_sequence, but nothing is padded on the way; short ones are joined.
 
     Parameters
     ----------
