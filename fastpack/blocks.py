@@ -37,24 +37,15 @@ class SortByLength(NamedTuple):
 
 
 class MeasureLayout(NamedTuple):
-    """What there is to know of a layout that came from outside, before anything is moved by it."""
+    """What there is to know of a layout that came from outside, before anything is moved by it, and its lengths."""
 
     batch_sizes: Int64s  # (T,)
     T: Size
     sorted_indices: Int64s  # (B,)
     unsorted_indices: Int64s  # (B,)
     B: Size
-    facts: Int64s  # out (3,): see layout.check_layout
-
-
-class LengthsInOrder(NamedTuple):
-    """Each sequence's length, in the caller's order, from `batch_sizes`."""
-
-    batch_sizes: Int64s  # (T,)
-    T: Size
-    unsorted_indices: Int64s  # (B,)
-    B: Size
-    lengths: Int64s  # out (B,)
+    lengths: Int64s  # out (B,), in the caller's order; written only where nothing is wrong
+    facts: Int64s  # out (3,): see layout.LayoutFacts
 
 
 class OffsetsOf(NamedTuple):
@@ -116,19 +107,6 @@ class PackScattered(NamedTuple):
     batch_sizes: Int64s  # (T,)
     T: Size
     packed: Bytes  # out (N,) rows
-
-
-class UnpackPadded(NamedTuple):
-    """Packed rows back into a padded batch, its padding left alone. Shares: packed rows, 0 to N."""
-
-    padded: Bytes  # out: row (i, t) is at i * sequence_bytes + t * step_bytes
-    sequence_bytes: Size
-    step_bytes: Size
-    row_bytes: Size
-    sorted_indices: Int64s  # (B,)
-    batch_sizes: Int64s  # (T,)
-    T: Size
-    packed: Bytes  # (N,) rows
 
 
 class UnpackRagged(NamedTuple):
@@ -198,6 +176,24 @@ class UnpadRagged(NamedTuple):
     step_bytes: Size
     B: Size
     shares: Size
+
+
+class PadPacked(NamedTuple):
+    """Packed rows into a padded batch, padding behind each sequence. Shares: packed rows, 0 to N, and as much of the padding."""
+
+    padded: Bytes  # out: row (i, t) is at i * sequence_bytes + t * step_bytes
+    sequence_bytes: Size
+    step_bytes: Size
+    row_bytes: Size
+    padding_row: Bytes  # (row_bytes,)
+    lengths: Int64s  # (B,)
+    B: Size
+    steps: Size  # of the padded batch, at least T
+    sorted_indices: Int64s  # (B,)
+    batch_sizes: Int64s  # (T,)
+    T: Size
+    packed: Bytes  # (N,) rows
+    N: Size  # at least 1
 
 
 class FillPadding(NamedTuple):

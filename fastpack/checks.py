@@ -173,8 +173,8 @@ def _converted(items: list[Any]) -> list[Array]:
     return [arrays.get(k, nothing) for k in range(len(items))]
 
 
-def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Return the three checked vectors of a packed batch of N rows."""
+def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
+    """Return the three checked vectors of a packed batch of N rows, and the lengths of its sequences."""
     sizes = integers(batch_sizes, "batch_sizes")
     order, places = integers(sorted_indices, "sorted_indices"), integers(unsorted_indices, "unsorted_indices")
     B = len(order)
@@ -182,7 +182,8 @@ def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int)
         raise ValueError("sorted_indices is empty: a packed batch has at least one sequence")
     if len(places) != B:
         raise ValueError(f"unsorted_indices has {len(places)} entries, but sorted_indices has {B}")
-    facts = measure_layout(address(sizes), len(sizes), address(order), address(places), B)
+    lengths = np.empty(B, np.int64)
+    facts = measure_layout(address(sizes), len(sizes), address(order), address(places), B, address(lengths))
     if facts.bad_step >= 0:
         t = facts.bad_step
         above = f"batch_sizes[{t - 1}] is {sizes[t - 1]}" if t else f"there are {B} sequences"
@@ -197,7 +198,7 @@ def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int)
             f"unsorted_indices[{order[k]}] is {places[order[k]]}, but sorted_indices[{k}] is {order[k]}: "
             "each must be the inverse permutation of the other"
         )
-    return sizes, order, places
+    return sizes, order, places, lengths
 
 
 def padding(value: Any, dtype: np.dtype[Any], name: str = "padding_value") -> Array:

@@ -39,8 +39,8 @@ def measure_lengths(lengths: int, B: int, limit: int) -> LengthFacts:
     return tuple.__new__(LengthFacts, facts[:])  # as LengthFacts(*facts), in a third of its time
 
 
-def measure_layout(batch_sizes: int, T: int, sorted_indices: int, unsorted_indices: int, B: int) -> LayoutFacts:
-    """Return the facts of a layout that came from outside."""
+def measure_layout(batch_sizes: int, T: int, sorted_indices: int, unsorted_indices: int, B: int, lengths: int) -> LayoutFacts:
+    """Return the facts of a layout that came from outside, and write its B lengths at the address `lengths`."""
     facts = _ThreeNumbers()
-    run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, ctypes.addressof(facts)))
+    run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, lengths, ctypes.addressof(facts)))
     return tuple.__new__(LayoutFacts, facts[:])

@@ -55,8 +55,7 @@ class Packed(NamedTuple):
     @property
     def lengths(self) -> Int64Array:
         """int64 array (B,): each sequence's number of steps, in the caller's order."""
-        layout = checks.layout(self.batch_sizes, self.sorted_indices, self.unsorted_indices, len(self.data))
-        return lengths_in_order(layout[0], layout[2])
+        return checks.layout(self.batch_sizes, self.sorted_indices, self.unsorted_indices, len(self.data))[3]
 
     @property
     def offsets(self) -> Int64Array:
@@ -205,13 +204,6 @@ def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array,
     addresses = map(address, (batch_sizes, order, places, offsets))
     run(blocks.SortByLength(address(lengths), len(lengths), T, *addresses))
     return batch_sizes, order, places, offsets
-
-
-def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array) -> Int64Array:
-    """Return each sequence's length, in the caller's order, of a checked layout."""
-    lengths = np.empty_like(unsorted_indices)
-    run(blocks.LengthsInOrder(address(batch_sizes), len(batch_sizes), address(unsorted_indices), len(lengths), address(lengths)))
-    return lengths
 
 
 def offsets_of(counts: Int64Array) -> Int64Array:

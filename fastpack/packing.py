@@ -17,7 +17,7 @@ from fastpack.checks import Array, Int64Array, address
 from fastpack.layout import LengthFacts
 from fastpack.machine import run
 from fastpack.moves import Source, gather_block
-from fastpack.packed import Packed, lengths_in_order, offsets_of, sort_by_length
+from fastpack.packed import Packed, offsets_of, sort_by_length
 
 
 def pack(sequences: Iterable[Any]) -> Packed:
@@ -178,11 +178,10 @@ def pad(
     >>> ["".join(row) for row in padded], lengths.tolist()
     (['abc-', 'x---'], [3, 1])
     """
-    data, sizes, order, places = _checked(packed)
+    data, sizes, order, lengths = _checked(packed)
     T = _padded_steps(len(sizes), total_length, checks.count(multiple_of, "multiple_of", 1))
     after = int(checks.choice(padding_side, "padding_side", ("right", "left")) == "right")
     padding_row = np.frombuffer(checks.padding(padding_value, data.dtype).tobytes() * prod(data.shape[1:]), np.uint8)
-    lengths = lengths_in_order(sizes, places)
     B, row_bytes = len(order), padding_row.nbytes
     padded = checks.empty((B, T, *data.shape[1:]) if batch_first else (T, B, *data.shape[1:]), data.dtype, "the padded batch")
     if padded.nbytes:
@@ -259,8 +258,8 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     >>> "".join(values), offsets.tolist()
     ('abcx', [0, 3, 4])
     """
-    data, sizes, order, places = _checked(packed)
-    offsets = offsets_of(lengths_in_order(sizes, places))
+    data, sizes, order, lengths = _checked(packed)
+    offsets = offsets_of(lengths)
     values = checks.empty(data.shape, data.dtype, "values")
     if values.nbytes:
         row_bytes = values.strides[0]
@@ -288,8 +287,8 @@ def _checked(packed: Packed) -> tuple[Array, Int64Array, Int64Array, Int64Array]
     if not isinstance(packed, Packed):
         raise TypeError(f"packed is a {type(packed).__name__}, not a Packed: make one by pack, pack_padded or pack_ragged")
     data = checks.rows(packed.data, "data")
-    sizes, order, places = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
-    return np.ascontiguousarray(data), sizes, order, places
+    sizes, order, _, lengths = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
+    return np.ascontiguousarray(data), sizes, order, lengths
 
 
 def _padded_steps(longest: int, total_length: int | None, multiple_of: int) -> int:

@@ -44,20 +44,22 @@ def sort_by_length(
         batch_sizes[t] = np.count_nonzero(lengths > t)
 
 
-def measure_layout(batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, facts: Int64Array) -> None:
-    """Find the sum of batch sizes, the first below 1 or above the one before, and the first index without its inverse."""
+def measure_layout(
+    batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, lengths: Int64Array, facts: Int64Array
+) -> None:
+    """Find the sum of batch sizes, the first below 1 or above the one before, and the first index without its inverse.
+
+    Where neither is found, find each sequence's length: the number of steps with more sequences than stand before it.
+    """
     sizes, B = batch_sizes.tolist(), len(sorted_indices)
     bad_steps = [not 1 <= size <= before for before, size in pairwise([B, *sizes])]
     good = sizes[: bad_steps.index(True)] if any(bad_steps) else sizes
     facts[0] = sum(good) if sum(good) <= LARGEST else -1
     facts[1] = _first(bad_steps)
     facts[2] = _first([not 0 <= i < B or unsorted_indices[i] != place for place, i in enumerate(sorted_indices)])
-
-
-def lengths_in_order(batch_sizes: Int64Array, unsorted_indices: Int64Array, lengths: Int64Array) -> None:
-    """Find each sequence's length: the number of steps with more sequences than stand before it."""
-    for i, place in enumerate(unsorted_indices):
-        lengths[i] = np.count_nonzero(batch_sizes > place)
+    if facts[1] < 0 and facts[2] < 0:
+        for i, place in enumerate(unsorted_indices):
+            lengths[i] = np.count_nonzero(batch_sizes > place)
 
 
 def offsets_of(counts: Int64Array, offsets: Int64Array) -> None:
@@ -88,11 +90,6 @@ def pack_ragged(values: Array, offsets: Int64Array, sorted_indices: Int64Array, 
 def pack_scattered(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
     """Do as `pack_listed`: to NumPy, how far apart a row's items lie makes no difference."""
     pack_listed(first_rows, sorted_indices, batch_sizes, packed)
-
-
-def unpack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
-    """Move packed rows (N, ...) back into a padded batch (B, T, ...), its padding left alone."""
-    unpack_listed(list(padded), sorted_indices, batch_sizes, packed)
 
 
 def unpack_listed(first_rows: Sequence[Array], sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
@@ -126,6 +123,14 @@ def unpad_ragged(values: Array, offsets: Int64Array, after: int, padded: Array) 
     """Move rows of a padded batch (B, T, ...) one sequence after another (N, ...)."""
     for i, (start, end) in enumerate(pairwise(offsets)):
         values[start:end] = _steps(padded[i], end - start, after)
+
+
+def pad_packed(
+    padded: Array, padding_row: Array, lengths: Int64Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array
+) -> None:
+    """Move packed rows (N, ...) back into a padded batch (B, steps, ...), and fill the padding behind each sequence."""
+    unpack_listed(list(padded), sorted_indices, batch_sizes, packed)
+    fill_padding(padding_row, lengths, 1, padded)
 
 
 def fill_padding(padding_row: Array, lengths: Int64Array, after: int, padded: Array) -> None:

@@ -64,7 +64,7 @@ BLOCKS = [item for item in vars(blocks).values() if isinstance(item, type) and i
 
 
 def test_every_kernel_has_a_twin_with_its_argument_names():
-    assert len(BLOCKS) >= 16
+    assert len(BLOCKS) >= 15
     for block in BLOCKS:
         twin = getattr(reference, machine.kernel_name(block))
         addresses = [name for name, hint in block.__annotations__.items() if hint.__metadata__ != ("int64",)]
@@ -94,8 +94,7 @@ def test_torch_packs_as_the_twin(case: Case):
 
     padded, their_lengths = (item.numpy() for item in rnn.pad_packed_sequence(theirs, batch_first=True, padding_value=1))
     again = np.empty_like(padded)
-    reference.unpack_padded(again, order, sizes, data)
-    reference.fill_padding(np.ones(case.trailing, case.dtype), np.array(lengths), 1, again)
+    reference.pad_packed(again, np.ones(case.trailing, case.dtype), np.array(lengths), order, sizes, data)
     np.testing.assert_array_equal(padded, again)
     np.testing.assert_array_equal(their_lengths, lengths)
 
@@ -113,9 +112,10 @@ def test_sort_by_length(case: Case):
     machine.run(blocks.SortByLength(address(lengths), B, T, *(address(item[1:]) for item in found)))
     for item, twin in zip(found, expected, strict=True):
         assert item.tolist() == [-7, *twin.tolist(), -7]
-    again, twin = np.full(B + 2, -7, np.int64), np.zeros(B, np.int64)
-    machine.run(blocks.LengthsInOrder(address(expected[0]), T, address(expected[2]), B, address(again[1:])))
-    reference.lengths_in_order(expected[0], expected[2], twin)
+    again, twin, facts = np.full(B + 2, -7, np.int64), np.zeros(B, np.int64), np.zeros(3, np.int64)
+    indices = [address(item) for item in expected[1:3]]
+    machine.run(blocks.MeasureLayout(address(expected[0]), T, *indices, B, address(again[1:]), address(facts)))
+    reference.measure_layout(*expected[:3], twin, facts)
     assert again.tolist() == [-7, *twin.tolist(), -7]
     np.testing.assert_array_equal(twin, lengths)
     offsets, twin = np.full(B + 3, -7, np.int64), np.zeros(B + 1, np.int64)
@@ -151,9 +151,12 @@ def test_measure_layout():
             if len(wrong):
                 wrong[random.integers(len(wrong))] = random.choice([-1, 0, B - 1, B, most])
         facts, twin = np.full(5, -7, np.int64), np.zeros(3, np.int64)
-        machine.run(blocks.MeasureLayout(address(sizes), len(sizes), address(order), address(places), B, address(facts[1:])))
-        reference.measure_layout(sizes, order, places, twin)
+        lengths, twin_lengths = np.full(B + 2, -7, np.int64), np.full(B, -7, np.int64)
+        addresses = [address(item) for item in (order, places)]
+        machine.run(blocks.MeasureLayout(address(sizes), len(sizes), *addresses, B, address(lengths[1:]), address(facts[1:])))
+        reference.measure_layout(sizes, order, places, twin_lengths, twin)
         assert facts.tolist() == [-7, *twin.tolist(), -7], (sizes, order, places)
+        assert lengths.tolist() == [-7, *twin_lengths.tolist(), -7], (sizes, order, places)
         seen.add((twin[1] >= 0, twin[2] >= 0))
     assert len(seen) == 4  # good and bad ones of both kinds came up
 
@@ -170,7 +173,7 @@ def pack_padded_block(case: Case, padded: np.ndarray, indices, packed: np.ndarra
 
 @each_case
 @each_home
-def test_pack_and_unpack_padded(case: Case, home: str):
+def test_pack_padded(case: Case, home: str):
     indices = sizes, order, _ = layout(case.lengths)
     B, T, N, D = case.B, len(sizes), int(sum(case.lengths)), case.row_bytes
     whole, padded = memory((B, T, D), home)
@@ -183,14 +186,29 @@ def test_pack_and_unpack_padded(case: Case, home: str):
             (N, D),
         )
     np.testing.assert_array_equal(whole, before)
-    rows = random_array((N, D), np.uint8, 1)
-    for shares in splits(N):
-        assert_alike(
-            lambda out, shares=shares: in_shares(blocks.UnpackPadded(*pack_padded_block(case, out, indices, rows)), shares),
-            lambda out: reference.unpack_padded(out, order, sizes, rows),
-            (B, T, D),
-            home,
-        )
+
+
+@each_case
+@each_home
+def test_pad_packed(case: Case, home: str):
+    sizes, order, _ = layout(case.lengths)
+    B, T, N, D = case.B, len(sizes), int(sum(case.lengths)), case.row_bytes
+    rows, padding_row, lengths = random_array((N, D), np.uint8, 1), random_array((D,), np.uint8, 2), case.lengths
+    if not N:  # then there is nothing but padding, which is fill_padding's
+        return
+    for steps in (T, T + 2):
+
+        def run(out: np.ndarray, shares, steps=steps) -> None:
+            home = address(out), *out.strides[:2], D, address(padding_row), address(lengths), B, steps
+            in_shares(blocks.PadPacked(*home, address(order), address(sizes), T, address(rows), N), shares)
+
+        for shares in splits(N):
+            assert_alike(
+                lambda out, shares=shares, run=run: run(out, shares),
+                lambda out: reference.pad_packed(out, padding_row, lengths, order, sizes, rows),
+                (B, steps, D),
+                home,
+            )
 
 
 @each_case

@@ -71,7 +71,9 @@ def sort_by_length(
 
 
 @kernel(blocks.MeasureLayout)
-def measure_layout(begin: int, end: int, batch_sizes: Any, T: int, sorted_indices: Any, unsorted_indices: Any, B: int, facts: Any) -> None:
+def measure_layout(
+    begin: int, end: int, batch_sizes: Any, T: int, sorted_indices: Any, unsorted_indices: Any, B: int, lengths: Any, facts: Any
+) -> None:
     total, bad_step, bad_index = 0, -1, -1
     largest = B
     for t in range(T):
@@ -89,21 +91,13 @@ def measure_layout(begin: int, end: int, batch_sizes: Any, T: int, sorted_indice
     facts[0] = total
     facts[1] = bad_step
     facts[2] = bad_index
-
-
-@kernel(blocks.LengthsInOrder)
-def lengths_in_order(begin: int, end: int, batch_sizes: Any, T: int, unsorted_indices: Any, B: int, lengths: Any) -> None:
-    # the k-th longest sequence is as long as there are steps with more than k sequences
-    for i in range(B):
-        place = unsorted_indices[i]
-        low, high = 0, T
-        while low < high:
-            middle = (low + high) // 2
-            if batch_sizes[middle] > place:
-                low = middle + 1
-            else:
-                high = middle
-        lengths[i] = low
+    if bad_step < 0 and bad_index < 0:
+        place = 0
+        for length in range(T, -1, -1):  # as many sequences are longer than t as step t has rows
+            longer_or_equal = batch_sizes[length - 1] if length > 0 else B
+            while place < longer_or_equal:
+                lengths[sorted_indices[place]] = length
+                place += 1
 
 
 @kernel(blocks.OffsetsOf)

@@ -1,8 +1,10 @@
 """Moving rows between sequences and padded batches, and filling the padding."""
 
 from fastpack import blocks
+from fastpack.kernels.homes import Padded
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, copy_row
+from fastpack.kernels.rows import Packed, out_of_packed
 
 PATTERN = 8192  # bytes from which on a pattern of padding is not made longer
 
@@ -43,6 +45,16 @@ def unpad_ragged(begin, end, values, offsets, row_bytes, T, after, padded, seque
             length = offsets[i + 1] - offsets[i]
             row = advance(padded, i * sequence_bytes + (1 - after) * (T - length) * step_bytes)
             copy_run(advance(values, offsets[i] * row_bytes), row_bytes, row, step_bytes, row_bytes, length)
+
+
+@kernel(blocks.PadPacked)
+def pad_packed(
+    begin, end, padded, sequence_bytes, step_bytes, row_bytes, padding_row, lengths, B, steps, sorted_indices, batch_sizes, T, packed, N
+):
+    out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Padded(padded, sequence_bytes, step_bytes))
+    for i in range(B * begin // N, B * end // N):
+        row = advance(padded, i * sequence_bytes + lengths[i] * step_bytes)
+        fill_steps(row, step_bytes, padding_row, row_bytes, steps - lengths[i])
 
 
 @kernel(blocks.FillPadding)

@@ -179,11 +179,6 @@ def unpack_ragged(begin, end, values, offsets, step_bytes, row_bytes, sorted_ind
     out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Ragged(values, offsets, step_bytes))
 
 
-@kernel(blocks.UnpackPadded)
-def unpack_padded(begin, end, padded, sequence_bytes, step_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
-    out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Padded(padded, sequence_bytes, step_bytes))
-
-
 @kernel(blocks.UnpackListed)
 def unpack_listed(begin, end, first_rows, step_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
     out_of_packed(begin, end, Packed(packed, row_bytes, sorted_indices, batch_sizes, T), Listed(first_rows, step_bytes))

@@ -124,7 +124,7 @@ def as_torch(packed: Packed) -> PackedSequence:
     if not isinstance(packed, Packed):
         raise TypeError(f"packed is a {type(packed).__name__}, not a fastpack.Packed")
     data = checks.rows(packed.data, "data")
-    layout = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
+    *layout, _lengths = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
     for name, array in zip(Packed._fields, (data, *layout), strict=True):
         if not array.flags.writeable:
             raise ValueError(f"{name} is read-only, and tensors never are: pass packed._replace({name}=packed.{name}.copy())")

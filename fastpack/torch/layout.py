@@ -76,19 +76,12 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
         order = places = torch.arange(B, device="cpu")
     if order is None or places is None or order.shape != places.shape:
         return None
-    layout = TensorLayout(torch.empty_like(places), batch_sizes, order, places, sequence.data.shape[0])
-    if not is_consistent(layout):
+    B, T, N, lengths = places.shape[0], batch_sizes.shape[0], sequence.data.shape[0], torch.empty_like(places)
+    addresses = order.data_ptr(), places.data_ptr(), B, lengths.data_ptr()
+    facts = measure_layout(batch_sizes.data_ptr(), T, *addresses)
+    if facts.bad_step >= 0 or facts.bad_index >= 0 or facts.total != N or B == 0:
         return None
-    addresses = batch_sizes.data_ptr(), layout.num_steps, places.data_ptr(), layout.num_sequences
-    run(blocks.LengthsInOrder(*addresses, layout.lengths.data_ptr()))
-    return layout
-
-
-def is_consistent(layout: TensorLayout) -> bool:
-    """Whether the kernels may follow this layout through `num_rows` packed rows: tensors can be changed by anyone."""
-    order, batch_sizes, T = layout.addresses()
-    facts = measure_layout(batch_sizes, T, order, layout.unsorted_indices.data_ptr(), layout.num_sequences)
-    return facts.bad_step < 0 and facts.bad_index < 0 and facts.total == layout.num_rows and layout.num_sequences > 0
+    return TensorLayout(lengths, batch_sizes, order, places, N)
 
 
 def offsets_of(layout: TensorLayout) -> Tensor:

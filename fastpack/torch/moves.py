@@ -55,16 +55,15 @@ def unpack_padded(data: Tensor, layout: TensorLayout, batch_first: bool, steps: 
     """Packed rows as (B, steps, ...) or (steps, B, ...), with padding behind each sequence."""
     data = data.contiguous()
     padded, sequence_bytes, step_bytes, row_bytes = _empty_padded(data, layout.num_sequences, steps, batch_first)
-    filled = padded.numel() * data.element_size()
-    if filled and layout.num_rows:
-        home = padded.data_ptr(), sequence_bytes, step_bytes, row_bytes
-        parallel.run(blocks.UnpackPadded(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, filled)
-    # where there is nothing to fill, a padding value that the dtype cannot hold is still refused
-    if filled and (layout.num_rows < layout.num_sequences * steps or padding_value != 0.0):
-        padding_row = _padding_row(data, padding_value, row_bytes)
-        shares, B, lengths = parallel.threads(filled), layout.num_sequences, layout.lengths.data_ptr()
-        batch = padded.data_ptr(), sequence_bytes, step_bytes, B, shares
-        parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths, steps, 1, *batch), shares, filled)
+    filled, N, B = padded.numel() * data.element_size(), layout.num_rows, layout.num_sequences
+    if filled:
+        padding_row, lengths = _padding_row(data, padding_value, row_bytes), layout.lengths.data_ptr()
+        home = padded.data_ptr(), sequence_bytes, step_bytes, row_bytes, padding_row.data_ptr(), lengths, B, steps
+        if N:
+            parallel.run(blocks.PadPacked(*home, *layout.addresses(), data.data_ptr(), N), N, filled)
+        else:
+            batch = padded.data_ptr(), sequence_bytes, step_bytes, B, 1
+            parallel.run(blocks.FillPadding(padding_row.data_ptr(), row_bytes, lengths, steps, 1, *batch), 1, filled)
     return padded
 
 
