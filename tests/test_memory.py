@@ -1,4 +1,4 @@
-"""What packing and unpacking take in memory: the result, and O(B + T) beside it."""
+"""What packing and unpacking take in memory: the result, and O(B + T) beside it; and that nothing beside it is written."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -53,3 +53,18 @@ def test_a_copy_would_be_noticed(sequences: list[np.ndarray]):
     packed = fastpack.pack(sequences)
     assert peak(lambda: fastpack.pack([item.copy() for item in sequences])) > 1.9 * packed.data.nbytes
     assert peak(lambda: fastpack.pack_padded(*fastpack.pad(packed))) > 1.9 * packed.data.nbytes
+
+
+def test_a_single_packed_row_of_any_stride():
+    # its stride, which NumPy keeps, once passed for the row's size: what lay behind the result was written over
+    memory = np.arange(4096.0).reshape(2, 2048)
+    packed = fastpack.pack([memory[0, :1], memory[0, :0]])
+    odd = packed._replace(data=memory[::2, 7])
+    assert odd.data.strides == (2 * 2048 * 8,)
+    behind = np.full((3, 2048), 5.0)  # a result in the middle, to see what is written beside it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastpack.checks, "empty", lambda shape, dtype, _: np.ndarray(shape, dtype, behind[1]))
+        assert fastpack.unpack_ragged(odd)[0].tolist() == [7.0]
+        assert (behind.ravel() != 5.0).sum() == 1
+        assert fastpack.pad(odd)[0].tolist() == [[7.0], [0.0]]
+        assert (behind.ravel() != 5.0).sum() == 2
