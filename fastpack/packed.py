@@ -87,6 +87,8 @@ class Layout:
     ----------
     lengths, sorted_indices, unsorted_indices : int64 array (B,)
     batch_sizes : int64 array (T,)
+    num_rows : int
+        The number N of packed rows.
 
     Raises
     ------
