@@ -21,7 +21,7 @@ class MeasureLengths(NamedTuple):
     lengths: Int64s  # (B,)
     B: Size
     limit: Size  # the longest that a sequence may be
-    facts: Int64s  # out (6,): see layout.Facts
+    facts: Int64s  # out (6,): see layout.LengthFacts
 
 
 class SortByLength(NamedTuple):

@@ -278,7 +278,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "fastpack" / "_machine_code" / "generic-0123456789abcdef.so").touch()
     source = folder / "fastpack" / "kernels" / "layout.py"
     before = source.read_text()
-    source.write_text(before.replace("        lengths[i] = low\n", "        lengths[i] = low + 1000\n"))
+    source.write_text(before.replace("lengths[sorted_indices[place]] = length\n", "lengths[sorted_indices[place]] = length + 1000\n"))
     assert source.read_text() != before
     return folder
 

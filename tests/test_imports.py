@@ -245,4 +245,4 @@ def test_the_numpy_level_works_in_a_bare_environment(hidden: list[str], child: C
 
 def test_what_is_hidden_cannot_be_imported(child: Child) -> None:
     said = child(HIDE.format(hidden=["torch"]) + "import fastpack.torch", status=1)
-    assert said.splitlines()[-1] == "ModuleNotFoundError: No module named 'torch'"
+    assert said.splitlines()[-1] == "ImportError: fastpack.torch needs torch 2.10 or later: pip install 'fastpack[torch]'"

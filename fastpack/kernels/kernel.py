@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, get_type_hints
 import numba
 from numba import types
 
-# The options stand here alone: `error_model` so that nothing can raise, `boundscheck` because NUMBA_BOUNDSCHECK=1 in a
-# user's environment would otherwise add raising checks. No `fastmath`: it lets LLVM drop NaN and infinity.
+# The options stand here alone: `error_model` and `boundscheck` so that nothing can raise. No `fastmath`: it lets LLVM drop NaN
+# and infinity.
 OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 TYPES = {

@@ -1,6 +1,12 @@
 """torch.nn.utils.rnn's functions by fastpack's kernels, on real PackedSequence objects, and ways between them and arrays."""
 
-from torch.nn.utils.rnn import PackedSequence
+try:
+    from torch.nn.utils.rnn import PackedSequence
+    from torch.version import __version__ as _version
+except ModuleNotFoundError as error:
+    raise ImportError("fastpack.torch needs torch 2.10 or later: pip install 'fastpack[torch]'") from error
+if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interface that parallel calls
+    raise ImportError(f"fastpack.torch needs torch 2.10 or later, but torch {_version} is installed: pip install 'fastpack[torch]'")
 
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
 from fastpack.torch.bridge import path
