@@ -274,13 +274,12 @@ def unpad_sequence(padded_sequences: Tensor, lengths: Tensor, batch_first: bool 
     >>> unpad_sequence(torch.tensor([[1, 2, 3], [9, 0, 0]]), torch.tensor([3, 1]), batch_first=True)
     [tensor([1, 2, 3]), tensor([9])]
     """
-    if not (is_eager() and is_dense(padded_sequences) and padded_sequences.dim() >= 2):
+    taken = is_eager() and is_dense(padded_sequences) and padded_sequences.dim() >= 2
+    vector = _as_vector(lengths) if taken else None
+    if vector is None or vector.shape[0] != padded_sequences.shape[0 if batch_first else 1]:
         # torch transposes its argument in place: give it one that is not the caller's
         return theirs.unpad_sequence(padded_sequences if batch_first else padded_sequences.transpose(0, 1), lengths, True)
-    vector = _as_vector(lengths)
     B, T = padded_sequences.shape[:2] if batch_first else padded_sequences.shape[1::-1]
-    if vector is None or vector.shape[0] != B:
-        return theirs.unpad_sequence(padded_sequences if batch_first else padded_sequences.transpose(0, 1), lengths, True)
     facts = measure_lengths(vector.data_ptr(), B, T)
     problem = _problem(facts, vector, T, enforce_sorted=False, allow_empty=True)
     if problem:
