@@ -4,7 +4,7 @@ A kernel receives the address of a block of int64. The block is made from one of
 entry that unpacks it again is made from the same tuple (`compiler`), so the two cannot disagree. An annotation says what
 an argument is: `Size` is a number, the others are addresses, turned into a pointer once, at the kernel's entry.
 
-Letters: B sequences, T steps, N packed rows. Sizes and strides are in bytes where their name says so.
+Letters: B sequences, T steps, N packed rows, F input features, H hidden units. Sizes and strides are in bytes where their name says so.
 """
 
 from typing import Annotated, NamedTuple
@@ -208,4 +208,60 @@ class FillPadding(NamedTuple):
     sequence_bytes: Size
     step_bytes: Size
     B: Size
+    shares: Size
+
+
+# Which cell a layer runs. LINEAR is a layer's projection: panels alone, for weights without a state.
+LSTM, GRU, RNN_TANH, RNN_RELU, LINEAR = range(5)
+
+# How many rows `recur` multiplies by weight_ih ahead of their steps, where steps have few rows
+AHEAD = 24
+
+
+class PackPanels(NamedTuple):
+    """Weights as torch lays them out into panels, the order in which `recur` reads them: see kernels/panels.py."""
+
+    cell: Size  # LSTM, GRU, RNN_TANH, RNN_RELU or LINEAR
+    item_bytes: Size  # 4 for float32, 8 for float64
+    weight_ih: Bytes  # (G * H, F), G gates: 4 of an LSTM, 3 of a GRU, 1 otherwise
+    weight_hh: Bytes  # (G * H, P); of LINEAR nothing
+    bias_ih: Bytes  # (G * H,), or 0 where there is none
+    bias_hh: Bytes  # (G * H,), or 0
+    F: Size
+    H: Size
+    P: Size  # the width of the state h: H, or that of a projection; 0 of LINEAR
+    panels: Bytes  # out: cells.panel_items(...) items, at a multiple of 64 bytes
+
+
+class Recur(NamedTuple):
+    """A layer's cell along packed rows, in one direction. Shares: sequences, dealt like cards in packed order.
+
+    Row r of step t, of B sequences in packed order, is at `rows + step + r * row_bytes`; the following step begins
+    `step_bytes` further on, or behind its rows where `step_bytes` is 0.
+    """
+
+    cell: Size
+    item_bytes: Size
+    reverse: Size  # 1: from each sequence's last step down to its first
+    F: Size
+    H: Size
+    P: Size  # the width of the state h: H, or that of the projection
+    panels: Bytes  # of weight_ih, weight_hh and the biases
+    projection: Bytes  # panels of weight_hr, as LINEAR with F = H and H = P; 0 where there is none
+    sorted_indices: Int64s  # (B,)
+    batch_sizes: Int64s  # (T,)
+    B: Size
+    T: Size
+    x: Bytes  # rows of F items
+    x_row_bytes: Size
+    x_step_bytes: Size
+    out: Bytes  # out: rows of P items
+    out_row_bytes: Size
+    out_step_bytes: Size
+    h_0: Bytes  # (B, P), in the caller's order; 0 for zeros
+    c_0: Bytes  # (B, H); 0 for zeros, or where the cell has no c
+    h_n: Bytes  # out (B, P)
+    c_n: Bytes  # out (B, H); 0 where the cell has no c
+    workspace: Bytes  # cells.workspace_items(...) items for each share, at a multiple of 64 bytes
+    workspace_bytes: Size  # of one share
     shares: Size

@@ -1,0 +1,41 @@
+"""The cells of recurrent layers: how many gates each has, and how much memory the kernels need for it."""
+
+from typing import NamedTuple
+
+from fastpack.blocks import AHEAD, GRU, LINEAR, LSTM, RNN_RELU, RNN_TANH
+
+LANES = 16  # of the widest vectors, float32's with AVX-512: memory is laid out for them on every CPU level
+
+
+class Cell(NamedTuple):
+    """What tells one cell from another, outside the kernels."""
+
+    gates: int  # weight_ih has so many times H rows
+    sums: int  # how many sums over the inputs a unit has: of a GRU's n, those over x and over h are apart
+    has_c: bool
+
+
+CELLS = {
+    LSTM: Cell(gates=4, sums=4, has_c=True),
+    GRU: Cell(gates=3, sums=4, has_c=False),
+    RNN_TANH: Cell(gates=1, sums=1, has_c=False),
+    RNN_RELU: Cell(gates=1, sums=1, has_c=False),
+    LINEAR: Cell(gates=1, sums=1, has_c=False),
+}
+
+
+def panel_items(cell: int, F: int, H: int, P: int) -> int:
+    """Return how many items the panels of one direction of a layer take."""
+    gates, sums, _ = CELLS[cell]
+    return _whole(H) * (sums + gates * (F + P))
+
+
+def workspace_items(cell: int, rows: int, H: int, P: int) -> int:
+    """Return how many items one share of `recur` needs, which has up to `rows` rows in a step."""
+    ahead = AHEAD * CELLS[cell].sums * _whole(H)
+    unprojected = rows * _whole(H) if P != H else 0
+    return ahead + unprojected + _whole(max(H, P))  # the last: a row of zeros
+
+
+def _whole(items: int) -> int:
+    return -(-items // LANES) * LANES

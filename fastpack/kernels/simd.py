@@ -1,0 +1,197 @@
+"""A vector as a value with operators, while LLVM IR is made: `a * b + c` writes two instructions.
+
+Nothing here is Numba's: a `Vector` lives only inside an intrinsic's `codegen`, which costs Numba no type inference. There is
+no fast-math and no implied contraction: each operation is done as written, so a row's bits never depend on its neighbours.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+class Registers(NamedTuple):
+    """What a CPU level has for vectors."""
+
+    width: int  # bytes of one
+    accumulators: int  # how many a tile keeps, beside what it loads
+    fused: bool  # whether there is an instruction for a * b + c
+
+
+# In the generic level's 16 bytes every 64-bit CPU has vectors; without a promise of a fused instruction LLVM would call the C library
+REGISTERS = {
+    "x86-64-v4": Registers(width=64, accumulators=24, fused=True),
+    "x86-64-v3": Registers(width=32, accumulators=12, fused=True),
+    "x86-64-v2": Registers(width=16, accumulators=8, fused=False),
+}
+
+
+def registers() -> Registers:
+    """Return what the CPU level that is being compiled for has."""
+    level = os.environ.get("FASTPACK_COMPILING", "")
+    return REGISTERS.get(level, Registers(width=16, accumulators=16, fused=_is_arm64()) if _is_arm64() else REGISTERS["x86-64-v2"])
+
+
+def _is_arm64() -> bool:
+    import platform
+
+    return platform.machine().lower() in ("arm64", "aarch64")
+
+
+class Float(NamedTuple):
+    """A floating-point type and its vectors on this CPU level."""
+
+    bits: int  # 32 or 64
+    lanes: int
+
+    @property
+    def item(self) -> ir.Type:
+        return ir.FloatType() if self.bits == 32 else ir.DoubleType()
+
+    @property
+    def integer(self) -> ir.Type:
+        return ir.IntType(self.bits)
+
+    @property
+    def vector(self) -> ir.Type:
+        return ir.VectorType(self.item, self.lanes)
+
+    @property
+    def integers(self) -> ir.Type:
+        return ir.VectorType(self.integer, self.lanes)
+
+
+def float_of(bits: int) -> Float:
+    """Return float32 or float64 with as many lanes as a register holds."""
+    return Float(bits, registers().width * 8 // bits)
+
+
+class Vector:
+    """As many numbers as a register holds: floats, or what `bits` and comparisons make of them."""
+
+    def __init__(self, builder: ir.IRBuilder, value: Any, kind: Float) -> None:
+        self.builder, self.value, self.kind = builder, value, kind
+
+    def of(self, value: Any) -> "Vector":
+        """Return another vector of the same kind."""
+        return Vector(self.builder, value, self.kind)
+
+    def full(self, number: float | int) -> "Vector":
+        """Return a vector of `number` in each lane, of integers where this one is."""
+        return self.of(ir.Constant(self.value.type, [number] * self.kind.lanes))
+
+    def _with(self, other: "Vector | float | int") -> Any:
+        return other.value if isinstance(other, Vector) else self.full(other).value
+
+    @property
+    def _is_float(self) -> bool:
+        return isinstance(self.value.type.element, (ir.FloatType, ir.DoubleType))
+
+    def __add__(self, other: "Vector | float | int") -> "Vector":
+        return self.of((self.builder.fadd if self._is_float else self.builder.add)(self.value, self._with(other)))
+
+    def __sub__(self, other: "Vector | float | int") -> "Vector":
+        return self.of((self.builder.fsub if self._is_float else self.builder.sub)(self.value, self._with(other)))
+
+    def __rsub__(self, other: float | int) -> "Vector":
+        return self.full(other) - self
+
+    def __mul__(self, other: "Vector | float") -> "Vector":
+        return self.of(self.builder.fmul(self.value, self._with(other)))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, other: "Vector | float") -> "Vector":
+        return self.of(self.builder.fdiv(self.value, self._with(other)))
+
+    def __rtruediv__(self, other: float) -> "Vector":
+        return self.full(other) / self
+
+    def __neg__(self) -> "Vector":
+        return self.of(self.builder.fneg(self.value))
+
+    def __lshift__(self, count: int) -> "Vector":
+        return self.of(self.builder.shl(self.value, self._with(count)))
+
+    def __rshift__(self, count: int) -> "Vector":
+        return self.of(self.builder.ashr(self.value, self._with(count)))
+
+    def __and__(self, other: "Vector | int") -> "Vector":
+        return self.of(self.builder.and_(self.value, self._with(other)))
+
+    def __or__(self, other: "Vector | int") -> "Vector":
+        return self.of(self.builder.or_(self.value, self._with(other)))
+
+    def __lt__(self, other: "Vector | float") -> "Vector":
+        return self._compare("<", other)
+
+    def __gt__(self, other: "Vector | float") -> "Vector":
+        return self._compare(">", other)
+
+    def __le__(self, other: "Vector | float") -> "Vector":
+        return self._compare("<=", other)
+
+    def __ge__(self, other: "Vector | float") -> "Vector":
+        return self._compare(">=", other)
+
+    def _compare(self, how: str, other: "Vector | float") -> "Vector":
+        """Return one bit a lane; false where either is NaN."""
+        compare = self.builder.fcmp_ordered if self._is_float else self.builder.icmp_signed
+        return self.of(compare(how, self.value, self._with(other)))
+
+    def where(self, yes: "Vector | float", no: "Vector | float") -> "Vector":
+        """Return `yes` in the lanes where this comparison holds, else `no`. At least one of the two is a vector."""
+        like = yes if isinstance(yes, Vector) else no
+        assert isinstance(like, Vector)  # noqa: S101
+        return like.of(self.builder.select(self.value, like._with(yes), like._with(no)))
+
+    def bits(self) -> "Vector":
+        """Return the same bits as integers."""
+        return self.of(self.builder.bitcast(self.value, self.kind.integers))
+
+    def floats(self) -> "Vector":
+        """Return the same bits as floats."""
+        return self.of(self.builder.bitcast(self.value, self.kind.vector))
+
+    def to_integers(self) -> "Vector":
+        """Return the integer value of floats that are whole numbers within range."""
+        return self.of(self.builder.fptosi(self.value, self.kind.integers))
+
+    def call(self, name: str, *others: "Vector | float") -> "Vector":
+        """Return LLVM's intrinsic `name` of this and other vectors of floats."""
+        vector = self.kind.vector
+        full = f"llvm.{name}.v{self.kind.lanes}f{self.kind.bits}"
+        module = self.builder.module
+        function = module.globals.get(full) or ir.Function(module, ir.FunctionType(vector, [vector] * (1 + len(others))), name=full)
+        return self.of(self.builder.call(function, [self.value, *map(self._with, others)]))
+
+
+def fma(a: Vector, b: Vector | float, c: Vector | float) -> Vector:
+    """Return a * b + c, rounded once where the CPU level has an instruction for that, else twice."""
+    return a.call("fma", b, c) if registers().fused else a * b + c
+
+
+def rint(a: Vector) -> Vector:
+    """Return the nearest whole numbers, of two equally near ones the even."""
+    return a.call("rint")
+
+
+def absolute(a: Vector) -> Vector:
+    """Return |a|."""
+    return a.call("fabs")
+
+
+def copysign(a: Vector, sign: Vector) -> Vector:
+    """Return |a| with the sign of `sign`."""
+    return a.call("copysign", sign)
+
+
+def horner(x: Vector, *coefficients: float) -> Vector:
+    """Return the polynomial in x, highest power first."""
+    result = x.full(coefficients[0])
+    for coefficient in coefficients[1:]:
+        result = fma(result, x, coefficient)
+    return result
