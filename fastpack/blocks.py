@@ -214,6 +214,9 @@ class FillPadding(NamedTuple):
 # Which cell a layer runs. LINEAR is a layer's projection: panels alone, for weights without a state.
 LSTM, GRU, RNN_TANH, RNN_RELU, LINEAR = range(5)
 
+# How many bytes a vector register has on a CPU level; 16 on all others
+VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32}
+
 # How many rows `recur` multiplies by weight_ih ahead of their steps, where steps have few rows
 AHEAD = 24
 
@@ -223,6 +226,7 @@ class PackPanels(NamedTuple):
 
     cell: Size  # LSTM, GRU, RNN_TANH, RNN_RELU or LINEAR
     item_bytes: Size  # 4 for float32, 8 for float64
+    lanes: Size  # items in a vector of the CPU level
     weight_ih: Bytes  # (G * H, F), G gates: 4 of an LSTM, 3 of a GRU, 1 otherwise
     weight_hh: Bytes  # (G * H, P); of LINEAR nothing
     bias_ih: Bytes  # (G * H,), or 0 where there is none

@@ -5,40 +5,33 @@ no fast-math and no implied contraction: each operation is done as written, so a
 """
 
 import os
-from collections.abc import Callable
+import platform
 from typing import Any, NamedTuple
 
 from llvmlite import ir
+
+from fastpack.blocks import VECTOR_BYTES
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 
 class Registers(NamedTuple):
-    """What a CPU level has for vectors."""
+    """What a CPU level has, beside registers' width."""
 
-    width: int  # bytes of one
     accumulators: int  # how many a tile keeps, beside what it loads
     fused: bool  # whether there is an instruction for a * b + c
 
 
-# In the generic level's 16 bytes every 64-bit CPU has vectors; without a promise of a fused instruction LLVM would call the C library
+# Without a promise of a fused instruction LLVM would call the C library, a lane at a time
 REGISTERS = {
-    "x86-64-v4": Registers(width=64, accumulators=24, fused=True),
-    "x86-64-v3": Registers(width=32, accumulators=12, fused=True),
-    "x86-64-v2": Registers(width=16, accumulators=8, fused=False),
+    "x86-64-v4": Registers(accumulators=24, fused=True),
+    "x86-64-v3": Registers(accumulators=12, fused=True),
+    "x86-64-v2": Registers(accumulators=8, fused=False),
 }
+OTHERS = Registers(accumulators=16, fused=True) if platform.machine().lower() in ("arm64", "aarch64") else REGISTERS["x86-64-v2"]
 
-
-def registers() -> Registers:
-    """Return what the CPU level that is being compiled for has."""
-    level = os.environ.get("FASTPACK_COMPILING", "")
-    return REGISTERS.get(level, Registers(width=16, accumulators=16, fused=_is_arm64()) if _is_arm64() else REGISTERS["x86-64-v2"])
-
-
-def _is_arm64() -> bool:
-    import platform
-
-    return platform.machine().lower() in ("arm64", "aarch64")
+LEVEL = os.environ.get("FASTPACK_COMPILING", "")
+REGISTER = REGISTERS.get(LEVEL, OTHERS)
 
 
 class Float(NamedTuple):
@@ -66,7 +59,7 @@ class Float(NamedTuple):
 
 def float_of(bits: int) -> Float:
     """Return float32 or float64 with as many lanes as a register holds."""
-    return Float(bits, registers().width * 8 // bits)
+    return Float(bits, VECTOR_BYTES.get(LEVEL, 16) * 8 // bits)
 
 
 class Vector:
@@ -171,7 +164,7 @@ class Vector:
 
 def fma(a: Vector, b: Vector | float, c: Vector | float) -> Vector:
     """Return a * b + c, rounded once where the CPU level has an instruction for that, else twice."""
-    return a.call("fma", b, c) if registers().fused else a * b + c
+    return a.call("fma", b, c) if REGISTER.fused else a * b + c
 
 
 def rint(a: Vector) -> Vector:
