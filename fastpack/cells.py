@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from fastpack.blocks import AHEAD, GRU, LINEAR, LSTM, RNN_RELU, RNN_TANH
+from fastpack import machine
+from fastpack.blocks import AHEAD, GRU, LINEAR, LSTM, RNN_RELU, RNN_TANH, VECTOR_BYTES
 
 LANES = 16  # of the widest vectors, float32's with AVX-512: memory is laid out for them on every CPU level
 
@@ -39,3 +40,8 @@ def workspace_items(cell: int, rows: int, H: int, P: int) -> int:
 
 def _whole(items: int) -> int:
     return -(-items // LANES) * LANES
+
+
+def lanes(item_bytes: int) -> int:
+    """Return how many items a vector has on the CPU level in use."""
+    return VECTOR_BYTES.get(machine.library().level, 16) // item_bytes
