@@ -9,7 +9,7 @@ if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interfac
     raise ImportError(f"fastpack.torch needs torch 2.10 or later, but torch {_version} is installed: pip install 'fastpack[torch]'")
 
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
-from fastpack.torch.bridge import path
+from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
     pack_sequence,
@@ -20,6 +20,9 @@ from fastpack.torch.rnn_utils import (
 )
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "PackedSequence",
     "as_numpy",
     "as_torch",
