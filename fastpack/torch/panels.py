@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     cell: int
     H: int
     P: int
+    widths: tuple[int, ...]  # of the states: P and, of an LSTM, H
     item_bytes: int
     shapes: list[tuple[int, ...]]  # of the weights, in torch's order
     nbytes: "array[int]"  # of the weights
@@ -83,7 +84,7 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
     """Return what follows from settings that torch's constructors accept."""
     mode, F, H, proj_size, num_layers, bias, bidirectional = settings
     cell, P, item_bytes, D = MODES[mode], proj_size or H, dtype.itemsize, 2 if bidirectional else 1
-    gates = CELLS[cell].gates
+    gates, _, has_c = CELLS[cell]
     shapes: list[tuple[int, ...]] = []
     directions, end, operations = [], 0, 0
     for layer, _ in product(range(num_layers), range(D)):
@@ -98,7 +99,8 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
             operations += 2 * P * H
         directions.append(Direction(features, first_weight, panels, projection))
     nbytes = array("q", [torch.Size(shape).numel() * item_bytes for shape in shapes])
-    return Plan(settings, dtype, cell, H, P, item_bytes, shapes, nbytes, directions, end, sum(nbytes), operations)
+    widths = (P, H) if has_c else (P,)
+    return Plan(settings, dtype, cell, H, P, widths, item_bytes, shapes, nbytes, directions, end, sum(nbytes), operations)
 
 
 def panels_of(plan: Plan, weights: Sequence[Tensor], addresses: Sequence[int], kept: MutableMapping[str, Any]) -> Panels:
@@ -122,7 +124,7 @@ def fingerprint(plan: Plan, addresses: Sequence[int]) -> tuple[int, int]:
     sums = (ctypes.c_int64 * (2 * shares))()
     block = blocks.Fingerprint(table.buffer_info()[0], plan.nbytes.buffer_info()[0], len(table), shares, ctypes.addressof(sums))
     parallel.run_on(block, shares, shares)
-    first, second = sums if shares == 1 else (sum(sums[::2]), sum(sums[1::2]))
+    first, second = sums[:] if shares == 1 else (sum(sums[::2]), sum(sums[1::2]))
     return first & ALL_BITS, second & ALL_BITS  # the same for any number of shares
 
 

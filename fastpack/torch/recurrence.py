@@ -14,7 +14,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
-from fastpack.cells import CELLS, workspace_items
+from fastpack.cells import workspace_items
 from fastpack.torch import parallel
 from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of
 from fastpack.torch.rows import HandOver, Rows, checked_plan, located, packed_rows, padded_rows, reason
@@ -61,7 +61,8 @@ def prepare(
     plan = checked_plan(settings, tensors, weights, kept)
     try:
         rows = packed_rows(input, plan) if is_packed else padded_rows(data, plan, batch_first)
-        shapes = _state_shapes(plan, rows.B, not is_packed and data.dim() == 2)
+        sequences = () if len(rows.out_shape) == 1 and not is_packed else (rows.B,)  # of a single one there is no such dimension
+        shapes = [(len(plan.directions), *sequences, width) for width in plan.widths]
         before: Sequence[int] = ()
         if states:
             if [state.shape for state in states] != shapes:
@@ -75,12 +76,6 @@ def prepare(
     panels = panels_of(plan, weights, places, kept)
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
     return Call(panels, rows, states, before, shapes)
-
-
-def _state_shapes(plan: Plan, B: int, is_unbatched: bool) -> list[tuple[int, ...]]:
-    """Return the shapes of h_n and, of an LSTM, c_n."""
-    widths = (plan.P, plan.H) if CELLS[plan.cell].has_c else (plan.P,)
-    return [(len(plan.directions), width) if is_unbatched else (len(plan.directions), B, width) for width in widths]
 
 
 def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
