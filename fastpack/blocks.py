@@ -290,8 +290,8 @@ class Fingerprint(NamedTuple):
     The sums of all shares, added up, are the same for any number of shares.
     """
 
-    values: Pointers  # (count,), the address of each array
-    nbytes: Int64s  # (count,), multiples of 4
-    count: Size
+    values: Pointers  # (arrays,), the address of each
+    nbytes: Int64s  # (arrays,), multiples of 4
+    arrays: Size
     shares: Size
     sums: Int64s  # out (shares, 2): see kernels/fingerprint.py

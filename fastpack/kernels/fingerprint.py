@@ -112,10 +112,10 @@ def total(_typing: Any, state: Any, which: Any) -> Any:
 
 
 @kernel(blocks.Fingerprint)
-def fingerprint(begin: int, end: int, values: Any, nbytes: Any, count: int, shares: int, sums: Any) -> None:
+def fingerprint(begin: int, end: int, values: Any, nbytes: Any, arrays: int, shares: int, sums: Any) -> None:
     for share in range(begin, end):
         state, stripes_before = new_state(), 0
-        for k in range(count):
+        for k in range(arrays):
             array, stripes = values[k], (nbytes[k] + STRIPE - 1) // STRIPE
             first, last = stripes * share // shares, stripes * (share + 1) // shares
             go_to(state, stripes_before + first)

@@ -13,7 +13,6 @@ from fastpack.layout import measure_layout
 from fastpack.machine import run
 from fastpack.torch.bridge import PLAIN_TYPES, has_memory, is_dense
 
-
 VECTOR = {(torch.int64, True, 1)}
 
 _facts = attrgetter("dtype", "is_cpu", "ndim")

@@ -4,7 +4,7 @@ from operator import is_
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack.torch import by_torch, operators
@@ -74,14 +74,14 @@ class Layer(nn.RNNBase):
         return prepare(settings, self._flat_weights, input, states, self.batch_first, self.__dict__)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state.pop(KEPT, None)
         return state
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # what torch.jit.script compiles in place of this module: torch's own, which shares its parameters
         twin = self.theirs.__new__(self.theirs)
-        twin.__setstate__(self.__getstate__())
+        twin.__setstate__(self.__getstate__())  # type: ignore[no-untyped-call]
         return twin
 
 
@@ -112,8 +112,8 @@ class LSTM(Layer):
 
     theirs = nn.LSTM
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
@@ -170,11 +170,11 @@ def path(*arguments: Any) -> str:
     """
     if not arguments or not isinstance(arguments[0], nn.Module):
         return path_of(arguments)
-    layer, input, hx = (*arguments, None, None)[:3]
+    layer, given, hx = (*arguments, None, None)[:3]
     if not isinstance(layer, Layer):
         return f"torch: the layer is a {type(layer).__module__}.{type(layer).__name__}"
     try:
-        layer._prepare(input, hx)
+        layer._prepare(given, hx)
     except HandOver as reason:
         return str(reason)
     return "kernels"

@@ -133,12 +133,14 @@ def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int], like: 
     start = _whole(memory.data_ptr())
     cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
     for F, first, panels, projection in (tuple(direction) for direction in plan.directions):
-        biases = addresses[first + 2 : first + 4] if plan.settings.bias else (0, 0)
-        block = blocks.PackPanels(cell, item_bytes, vector, addresses[first], addresses[first + 1], *biases, F, H, P, start + panels)
+        weight_ih, weight_hh, *rest = addresses[first : first + 5]
+        bias_ih, bias_hh = rest[:2] if plan.settings.bias else (0, 0)
+        block = blocks.PackPanels(cell, item_bytes, vector, weight_ih, weight_hh, bias_ih, bias_hh, F, H, P, start + panels)
         run(block, 0, -(-H // vector))
         if projection >= 0:
-            weight_hr = addresses[first + (4 if plan.settings.bias else 2)]
-            linear = blocks.PackPanels(blocks.LINEAR, item_bytes, vector, weight_hr, 0, 0, 0, H, P, 0, start + projection)
+            linear = blocks.PackPanels(
+                blocks.LINEAR, item_bytes, vector, rest[2 if plan.settings.bias else 0], 0, 0, 0, H, P, 0, start + projection
+            )
             run(linear, 0, -(-P // vector))
     return Panels(plan, found, memory, start)
 

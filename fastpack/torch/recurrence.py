@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack import blocks
 from fastpack.cells import workspace_items
 from fastpack.torch import parallel
-from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of
+from fastpack.torch.panels import ALIGNED, Panels, Settings, panels_of
 from fastpack.torch.rows import HandOver, Rows, checked_plan, located, packed_rows, padded_rows, reason
 
 SMALL = 1 << 15  # bytes of a workspace that ctypes makes sooner than torch

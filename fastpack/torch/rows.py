@@ -21,7 +21,7 @@ from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
 from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.panels import KEPT, Plan, Settings, plan_of
 
-DTYPES = ({torch.float32}, {torch.float64})
+DTYPES = {torch.float32, torch.float64}
 SHORT = 4096  # entries up to which the layout of batches that need no sorting is kept
 INCONSISTENT = "torch: the packed batch is inconsistent"
 NO_MEMORY = "torch: a tensor has less memory than its shape says"
@@ -59,7 +59,7 @@ def checked_plan(settings: Settings, tensors: list[Any], weights: Sequence[Any],
     if not is_eager() or _is_any_autocast_enabled() or not set(map(type, tensors)) <= PLAIN_TYPES or not all(map(_is_cpu, tensors)):
         raise HandOver(reason(tensors))
     dtypes = set(map(_dtype, tensors))
-    if dtypes not in DTYPES:
+    if len(dtypes) > 1 or not dtypes <= DTYPES:
         raise HandOver(f"torch: there are tensors of {' and '.join(sorted(map(str, dtypes)))}, not all of torch.float32 or torch.float64")
     if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
         raise HandOver("torch: something requires grad, and gradients are on")
@@ -96,7 +96,7 @@ def located(tensors: Sequence[Tensor], item_bytes: int, nbytes: "array[int] | No
     HandOver
         A storage is smaller than its tensor: it was emptied.
     """
-    storages, offsets = [*map(Tensor.untyped_storage, tensors)], [*map(Tensor.storage_offset, tensors)]
+    storages, offsets = [*map(Tensor.untyped_storage, tensors)], [*map(int, map(Tensor.storage_offset, tensors))]
     starts, sizes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
     if sizes == nbytes and not any(offsets):  # as it is with most weights
         return starts, storages
@@ -113,16 +113,17 @@ def packed_rows(sequence: PackedSequence, plan: Plan) -> Rows:
     HandOver
         The batch is inconsistent, or its rows are not of the layer's input size.
     """
-    data, batch_sizes, order, places = sequence
+    fields: Any = sequence
+    data, batch_sizes, order, places = fields
     (N, F), item = data.shape if data.dim() == 2 else (0, 0), plan.item_bytes
-    if F != plan.settings.input_size:
+    if plan.settings.input_size != F:
         raise HandOver("torch: the packed batch's rows are not of the layer's input size")
     is_sorted = order is None and places is None
-    if not are_vectors(sequence[1:2] if is_sorted else sequence[1:]):
-        layout = from_packed(sequence)  # with gaps between their entries they are copied
-        if layout is None:
+    if not are_vectors(fields[1:2] if is_sorted else fields[1:]):
+        copied = from_packed(sequence)  # with gaps between their entries they are copied
+        if copied is None:
             raise HandOver(INCONSISTENT)
-        batch_sizes, order, places = layout[1:4]
+        batch_sizes, order, places = copied[1:4]
     elif is_sorted:
         B = ctypes.c_int64.from_address(batch_sizes.data_ptr()).value if batch_sizes.shape[0] else 0
         order = places = _in_order(B if 0 < B <= N else 0)  # no more memory than there are rows
@@ -170,7 +171,7 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
 
 
 def _address(tensor: Tensor, extent: int, item_bytes: int) -> int:
-    storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+    storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
     if (offset + extent) * item_bytes > storage.nbytes():
         raise HandOver(NO_MEMORY)
     return storage.data_ptr() + offset * item_bytes
