@@ -170,15 +170,18 @@ def stepper(code, bits):
     several, most = wide_blocks(cell), wide_rows(cell) if wide_rows(cell) < ROWS else 2**62
 
     @helper
-    def run_step(n, tables, starts, panels, units):
-        j = units.first
-        if n <= most:
-            while j + several <= units.stop:
-                wide(n, j, tables, starts, panels, units.H)
-                j += several
-        while j < units.stop:
-            single(n, j, tables, starts, panels, units.H)
-            j += 1
+    def run_step(n, tables, starts, panels, units, back):
+        # every other step `back`, from the last block down: what the second-level cache still holds is used first
+        groups = (units.stop - units.first) // several if n <= most else 0
+        rest = units.first + groups * several
+        if back:
+            for j in range(units.stop - 1, rest - 1, -1):
+                single(n, j, tables, starts, panels, units.H)
+        for k in range(groups):
+            wide(n, units.first + several * (groups - 1 - k if back else k), tables, starts, panels, units.H)
+        if not back:
+            for j in range(rest, units.stop):
+                single(n, j, tables, starts, panels, units.H)
 
     return run_step
 
@@ -248,13 +251,13 @@ def recurrence(code, bits):
                     tables.x[i] = advance(x_step, own_row(batch, i) * x.row)
             if n > 0:
                 if has_c and not is_null(project.panel):
-                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, units)
+                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, units, ended % 2)
                     ended += 1
                     wait_for_others(team, ended)
                     begin = Starts(project.panel, 0, project.block, project.F)
-                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, units_of(team, P, lanes))
+                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, units_of(team, P, lanes), 0)
                 else:
-                    run_step(n, tables, starts, panels, units)
+                    run_step(n, tables, starts, panels, units, ended % 2)
             ended += 1
             wait_for_others(team, ended)
             if has_c:
