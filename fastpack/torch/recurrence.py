@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack import blocks
 from fastpack.cells import workspace_items
 from fastpack.torch import parallel
-from fastpack.torch.panels import ALIGNED, Panels, Settings, panels_of
+from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of
 from fastpack.torch.rows import HandOver, Rows, checked_plan, located, packed_rows, padded_rows, reason
 
+WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 SMALL = 1 << 15  # bytes of a workspace that ctypes makes sooner than torch
 
 
@@ -89,8 +90,8 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     new, out_shape, row_bytes = rows.x.new_empty, (*rows.out_shape, D * P), D * P * item
     out, after = new(*out_shape), [new(*shape) for shape in state_shapes]
     ends = [*map(Tensor.data_ptr, after)]
-    shares = min(parallel.threads_to_compute(plan.operations * rows.N), B)
-    workspace = _workspace(cell, B, H, P, item, shares)
+    shares, arrivals = _division(plan, rows)
+    workspace = _workspace(cell, B if arrivals else -(-B // shares), H, P, item, shares)
     layout, x, source = (*rows.layout, B, rows.T), rows.x, (rows.address, rows.row_bytes, rows.step_bytes)
     for k, (F, _, panel, projection) in enumerate(plan.directions):
         layer, reverse = divmod(k, D)
@@ -106,14 +107,26 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             ends[0] + h,
             ends[1] + c if len(ends) == 2 else 0,
         )
-        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, *workspace[:2], shares)
+        counter = ctypes.addressof(arrivals) + 8 * k if arrivals else 0
+        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, *workspace[:2], counter, shares)
         parallel.run_on(block, shares, shares)
     return out, after
 
 
-def _workspace(cell: int, B: int, H: int, P: int, item_bytes: int, shares: int) -> tuple[int, int, Any]:
+def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
+    """Return in how many shares a call is done, and, where these are of hidden units, a counter for each block: see blocks.Recur.
+
+    Shares of sequences need not wait for each other. Shares of units are for where sequences are fewer than threads.
+    """
+    many = parallel.threads_to_compute(plan.operations * rows.N)
+    if many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions):
+        return many, (ctypes.c_int64 * len(plan.directions))()
+    return min(many, rows.B), None
+
+
+def _workspace(cell: int, rows: int, H: int, P: int, item_bytes: int, shares: int) -> tuple[int, int, Any]:
     """Return the address of memory for all shares, the bytes of one, and what holds it."""
-    share_bytes = _share_bytes(cell, -(-B // shares), H, P, item_bytes)
+    share_bytes = _share_bytes(cell, rows, H, P, item_bytes)
     whole = shares * share_bytes + ALIGNED
     if whole <= SMALL:
         small = (ctypes.c_char * whole)()
