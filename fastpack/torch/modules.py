@@ -1,6 +1,6 @@
 """LSTM, GRU and RNN: torch.nn's modules, whose forward pass is the kernels'."""
 
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,8 @@ from fastpack.torch.bridge import path_of
 from fastpack.torch.panels import KEPT, Settings
 from fastpack.torch.recurrence import Call, prepare, run
 from fastpack.torch.rows import HandOver
+
+_settings = itemgetter(*Settings._fields)
 
 
 class Layer(nn.RNNBase):
@@ -61,8 +63,6 @@ class Layer(nn.RNNBase):
         """Return what the kernels need; raise HandOver where they do not take the call."""
         if not all(map(is_, map(self._parameters.get, self._flat_weights_names), self._flat_weights)):
             self._update_flat_weights()  # a weight was replaced past __setattr__, or is no parameter
-        sizes = self.input_size, self.hidden_size, self.proj_size
-        settings = Settings(self.mode, *sizes, self.num_layers, self.bias, self.bidirectional)
         if hx is None:
             states: Any = ()
         elif self.mode != "LSTM":
@@ -71,7 +71,7 @@ class Layer(nn.RNNBase):
             states = hx
         else:
             raise HandOver("torch: the initial states of an LSTM are no pair")
-        return prepare(settings, self._flat_weights, input, states, self.batch_first, self.__dict__)
+        return prepare(_settings(self.__dict__), self._flat_weights, input, states, self.batch_first, self.__dict__)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack import blocks
 from fastpack.cells import workspace_items
 from fastpack.torch import parallel
-from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of
-from fastpack.torch.rows import HandOver, Rows, checked_plan, located, packed_rows, padded_rows, reason
+from fastpack.torch.panels import ALIGNED, Panels, Plan, panels_of
+from fastpack.torch.rows import HandOver, Rows, address_of, checked_plan, located, packed_rows, padded_rows, reason
 
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 SMALL = 1 << 15  # bytes of a workspace that ctypes makes sooner than torch
@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 
 def prepare(
-    settings: Settings, weights: Sequence[Any], input: Any, states: Sequence[Any], batch_first: bool, kept: MutableMapping[str, Any]
+    settings: tuple[Any, ...], weights: Sequence[Any], input: Any, states: Sequence[Any], batch_first: bool, kept: MutableMapping[str, Any]
 ) -> Call:
     """Return what the kernels need for a call: it is decided here, and nowhere else, whether they take it.
 
@@ -42,7 +42,8 @@ def prepare(
 
     Parameters
     ----------
-    settings : Settings
+    settings : tuple
+        The fields of `Settings`.
     weights : sequence of Tensor
     input : PackedSequence of rows (N, F); or Tensor (T, B, F), (B, T, F) where `batch_first`, or (T, F)
     states : sequence of Tensor
@@ -69,9 +70,9 @@ def prepare(
             if [state.shape for state in states] != shapes:
                 raise HandOver("torch: the initial states are not of the shape that the batch and the layer ask for")
             states = [*map(Tensor.contiguous, states)]
-            before, _ = located(states, plan.item_bytes)
+            before = [address_of(state, state.numel(), plan.item_bytes) for state in states]
         weights = weights if all(map(Tensor.is_contiguous, weights)) else [*map(Tensor.contiguous, weights)]
-        places, storages = located(weights, plan.item_bytes, plan.nbytes)
+        places, storages = located(weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
         raise HandOver(reason(tensors)) from error
     panels = panels_of(plan, weights, places, kept)

@@ -22,6 +22,7 @@ from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.panels import KEPT, Plan, Settings, plan_of
 
 DTYPES = {torch.float32, torch.float64}
+NUM_LAYERS = Settings._fields.index("num_layers")
 SHORT = 4096  # entries up to which the layout of batches that need no sorting is kept
 INCONSISTENT = "torch: the packed batch is inconsistent"
 NO_MEMORY = "torch: a tensor has less memory than its shape says"
@@ -48,7 +49,7 @@ class Rows(NamedTuple):
     indices: Any  # hold the layout
 
 
-def checked_plan(settings: Settings, tensors: list[Any], weights: Sequence[Any], kept: MutableMapping[str, Any]) -> Plan:
+def checked_plan(settings: tuple[Any, ...], tensors: list[Any], weights: Sequence[Any], kept: MutableMapping[str, Any]) -> Plan:
     """Return the plan of a layer whose call is with these tensors, its weights among them.
 
     Raises
@@ -73,8 +74,8 @@ def checked_plan(settings: Settings, tensors: list[Any], weights: Sequence[Any],
     if panels is not None and panels.plan.settings == settings and panels.plan.dtype in dtypes and panels.plan.shapes == shapes:
         plan: Plan = panels.plan
         return plan
-    if settings.num_layers <= len(weights):  # else it is not worth planning
-        plan = plan_of(settings, dtypes.pop())
+    if settings[NUM_LAYERS] <= len(weights):  # else it is not worth planning
+        plan = plan_of(Settings(*settings), dtypes.pop())
         if plan.shapes == shapes:
             return plan
     raise HandOver("torch: the weights are not of the shapes that the layer's sizes ask for")
@@ -88,21 +89,33 @@ def reason(tensors: Sequence[Any]) -> str:
     return said if said != "kernels" else NO_MEMORY
 
 
-def located(tensors: Sequence[Tensor], item_bytes: int, nbytes: "array[int] | None" = None) -> tuple[list[int], list[Any]]:
-    """Return the addresses of contiguous tensors, of `nbytes` each if that is known, and what holds the memory there.
+def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
+    """Return the address of a tensor's first item, of which memory for `extent` items is wanted.
 
     Raises
     ------
     HandOver
-        A storage is smaller than its tensor: it was emptied.
+        Its storage is smaller: it was emptied.
     """
-    storages, offsets = [*map(Tensor.untyped_storage, tensors)], [*map(int, map(Tensor.storage_offset, tensors))]
-    starts, sizes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
-    if sizes == nbytes and not any(offsets):  # as it is with most weights
-        return starts, storages
-    if any([(k + tensor.numel()) * item_bytes > size for tensor, k, size in zip(tensors, offsets, sizes, strict=True)]):
+    storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
+    if (offset + extent) * item_bytes > storage.nbytes():
         raise HandOver(NO_MEMORY)
-    return [start + k * item_bytes for start, k in zip(starts, offsets, strict=True)], storages
+    return storage.data_ptr() + offset * item_bytes
+
+
+def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]]:
+    """Return the addresses of contiguous weights, and what holds the memory there.
+
+    Raises
+    ------
+    HandOver
+        A storage is smaller than its tensor.
+    """
+    storages = [*map(Tensor.untyped_storage, weights)]
+    addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
+    if nbytes != plan.nbytes or any(map(Tensor.storage_offset, weights)):  # weights may be parts of one storage, but seldom are
+        addresses = [address_of(weight, weight.numel(), plan.item_bytes) for weight in weights]
+    return addresses, storages
 
 
 def packed_rows(sequence: PackedSequence, plan: Plan) -> Rows:
@@ -139,7 +152,7 @@ def packed_rows(sequence: PackedSequence, plan: Plan) -> Rows:
     row_stride, item_stride = data.stride()
     if item_stride != 1 and F > 1:
         data, row_stride = data.contiguous(), F
-    address = _address(data, (N - 1) * row_stride + F if N else 0, item)
+    address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
     return Rows(layout, B, T, N, data, address, row_stride * item, 0, (N,), (batch_sizes, order))
 
 
@@ -163,18 +176,11 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
         (B, T, F), (row_stride, step_stride, _) = shape, strides
     else:
         (T, B, F), (step_stride, row_stride, _) = shape, strides
-    address = _address(data, (B - 1) * row_stride + (T - 1) * step_stride + F, item)
+    address = address_of(data, (B - 1) * row_stride + (T - 1) * step_stride + F, item)
     indices = order, batch_sizes = _in_order(B), _alike(B, T)
     layout = order.data_ptr(), batch_sizes.data_ptr()
     out_shape = (T,) if len(shape) == 2 else (T, B)
     return Rows(layout, B, T, B * T, data, address, row_stride * item, step_stride * item, out_shape, indices)
-
-
-def _address(tensor: Tensor, extent: int, item_bytes: int) -> int:
-    storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
-    if (offset + extent) * item_bytes > storage.nbytes():
-        raise HandOver(NO_MEMORY)
-    return storage.data_ptr() + offset * item_bytes
 
 
 def _in_order(B: int) -> Tensor:
