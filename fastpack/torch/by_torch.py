@@ -33,7 +33,9 @@ def forward(layer: RNNBase, theirs: type[RNNBase], input: Any, hx: Any) -> Any:
     _check_packed(layer, input, hx)
     batch_sizes, order = input[1:3]
     if order is None or _count_full(batch_sizes) == order.shape[0]:
-        return theirs.forward(layer, input, hx)
+        # torch reads batch sizes as if they lay side by side
+        output, after = theirs.forward(layer, input._replace(batch_sizes=batch_sizes.contiguous()), hx)
+        return output._replace(batch_sizes=batch_sizes), after
     states = () if hx is None else hx if layer.mode == "LSTM" else (hx,)
     dropout = layer.dropout if layer.training else 0.0
     output, after = run(settings_of(layer), layer._flat_weights, input.data, input[1:], states, dropout)

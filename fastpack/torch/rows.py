@@ -22,7 +22,6 @@ from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.panels import KEPT, Plan, Settings, plan_of
 
 DTYPES = {torch.float32, torch.float64}
-NUM_LAYERS = Settings._fields.index("num_layers")
 SHORT = 4096  # entries up to which the layout of batches that need no sorting is kept
 INCONSISTENT = "torch: the packed batch is inconsistent"
 NO_MEMORY = "torch: a tensor has less memory than its shape says"
@@ -74,8 +73,9 @@ def checked_plan(settings: tuple[Any, ...], tensors: list[Any], weights: Sequenc
     if panels is not None and panels.plan.settings == settings and panels.plan.dtype in dtypes and panels.plan.shapes == shapes:
         plan: Plan = panels.plan
         return plan
-    if settings[NUM_LAYERS] <= len(weights):  # else it is not worth planning
-        plan = plan_of(Settings(*settings), dtypes.pop())
+    wanted = Settings(*settings)
+    if 0 < wanted.num_layers <= len(weights) and wanted.input_size > 0 and wanted.hidden_size > 0:  # as torch's constructors see to
+        plan = plan_of(wanted, dtypes.pop())
         if plan.shapes == shapes:
             return plan
     raise HandOver("torch: the weights are not of the shapes that the layer's sizes ask for")
