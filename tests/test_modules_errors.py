@@ -154,7 +154,15 @@ def test_indices_that_are_no_permutation_are_torchs():
 def test_padded_input_is_refused_as_torch_refuses_it(cell, context):
     for options in ({}, {"batch_first": True, "num_layers": 2}):
         theirs, ours = pair(cell, **options)
-        for batch in (torch.ones(5, 3, F + 1), torch.ones(F), torch.ones(5, 3, 2, F), torch.ones(5, 3, F).double(), torch.ones(5, F + 1), None, 3):
+        for batch in (
+            torch.ones(5, 3, F + 1),
+            torch.ones(F),
+            torch.ones(5, 3, 2, F),
+            torch.ones(5, 3, F).double(),
+            torch.ones(5, F + 1),
+            None,
+            3,
+        ):
             assert outcome(ours, batch) == outcome(theirs, batch)
             assert outcome(ours, batch)[0] is not None
         for batch in (torch.ones(5, 3, F), torch.ones(5, F)):
@@ -226,11 +234,11 @@ def test_memory_that_was_taken_away(size, context):
         gone = {"input": padded, "data": batch.data, r"hx\[0\]": hx[0], r"hx\[1\]": hx[1]}.get(name)
         gone = getattr(ours, name) if gone is None else gone
         gone.untyped_storage().resize_(size)
-        for given in (padded, batch):
-            if (given is padded) <= (name != "data") and (given is batch) <= (name != "input"):
+        for whole in (padded, batch):
+            if (whole is padded) <= (name != "data") and (whole is batch) <= (name != "input"):
                 said = "input" if name == "data" else name
                 with pytest.raises(RuntimeError, match=f"^{said} has no memory: its storage was emptied"):
-                    ours(given, hx)
+                    ours(whole, hx)
 
 
 def test_indices_whose_memory_was_taken_away():
@@ -295,8 +303,10 @@ for before in (False, True):
             layer = getattr(fp, cell)(5, 21, num_layers=2, bidirectional=True, dtype=dtype, **options)
             for weight in layer.parameters():
                 weight.data = guarded(weight)
-            packed = fp.pack_sequence([torch.randn(n, 5, dtype=dtype) for n in (3, 0, 7, 1, 1, 4)], enforce_sorted=False, allow_empty=True)
-            for batch in (PackedSequence(*map(guarded, packed)), guarded(torch.randn(4, 6, 5, dtype=dtype)), guarded(torch.randn(4, 5, dtype=dtype))):
+            sequences = [torch.randn(n, 5, dtype=dtype) for n in (3, 0, 7, 1, 1, 4)]
+            packed = fp.pack_sequence(sequences, enforce_sorted=False, allow_empty=True)
+            padded = [guarded(torch.randn(*shape, dtype=dtype)) for shape in ((4, 6, 5), (4, 5))]
+            for batch in (PackedSequence(*map(guarded, packed)), *padded):
                 B = () if not isinstance(batch, PackedSequence) and batch.dim() == 2 else (6,)
                 hx = [guarded(torch.randn(4, *B, width, dtype=dtype)) for width in (options.get("proj_size", 21), 21)]
                 with torch.inference_mode():

@@ -114,7 +114,9 @@ def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]
     """
     storages = [*map(Tensor.untyped_storage, weights)]
     addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
-    if nbytes != plan.nbytes or 0 in addresses or any(map(Tensor.storage_offset, weights)):  # weights may be parts of one storage, but seldom are
+    if (
+        nbytes != plan.nbytes or 0 in addresses or any(map(Tensor.storage_offset, weights))
+    ):  # weights may be parts of one storage, but seldom are
         addresses = [address_of(weight, weight.numel(), plan.item_bytes) for weight in weights]
     return addresses, storages
 
