@@ -48,7 +48,8 @@ def test_tensors_without_memory_of_their_own_never_reach_the_kernels() -> None:
     _, ours = pair("LSTM")
     for batch in (torch._efficientzerotensor((6, F)), torch.eye(F).to_sparse(), torch.eye(F).to_mkldnn()):
         with torch.no_grad():
-            assert fp.path(ours, batch) == fp.path(ours, PackedSequence(batch, SIZES)) == NOT_DENSE
+            assert fp.path(ours, batch) == NOT_DENSE
+            assert fp.path(ours, PackedSequence(batch, SIZES)).startswith("torch: ")
             assert fp.path(ours, torch.ones(3, F), (batch, batch)).startswith("torch: ")
 
 

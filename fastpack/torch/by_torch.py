@@ -114,7 +114,7 @@ def _check_memory(layer: RNNBase, input: Any, hx: Any) -> None:
 def _check_packed(layer: RNNBase, sequence: PackedSequence, hx: Any) -> None:
     data, batch_sizes, order, _ = sequence
     layer.check_input(data, batch_sizes)
-    check_batch_sizes(data, batch_sizes)
+    check_batch_sizes(data, batch_sizes, exactly=True)
     full = _count_full(batch_sizes)
     B = full if order is None else order.shape[0]
     if B == 0:

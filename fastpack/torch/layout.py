@@ -89,13 +89,13 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     return TensorLayout(lengths, batch_sizes, order, places, N)
 
 
-def check_batch_sizes(data: Any, sizes: Tensor) -> None:
+def check_batch_sizes(data: Any, sizes: Tensor, exactly: bool = False) -> None:
     """Check the batch sizes of a packed batch, where torch leaves rows of `data` out, or writes out of range.
 
     Raises
     ------
     RuntimeError
-        Batch sizes grow, are negative, or do not add up to the rows.
+        Batch sizes grow, are negative, or add up to fewer rows than there are; or to more, where `exactly`.
     """
     if not is_dense(sizes) or sizes.dim() != 1 or not sizes.numel():
         return
@@ -107,7 +107,7 @@ def check_batch_sizes(data: Any, sizes: Tensor) -> None:
         raise RuntimeError(f"batch_sizes[{len(sizes) - 1}] is {sizes[-1]}, but batch sizes are never negative")
     if type(data) in PLAIN_TYPES and data.dim():
         total = int(sizes.sum()) if int(sizes[0]) <= data.shape[0] else sum(sizes.tolist())  # which may be more than int64 holds
-        if total != data.shape[0]:
+        if total < data.shape[0] or (exactly and total > data.shape[0]):
             raise RuntimeError(f"batch_sizes add up to {total}, but data has {data.shape[0]} rows")
 
 

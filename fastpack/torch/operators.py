@@ -102,7 +102,7 @@ def _recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], wei
             call = prepare(settings, weights, PackedSequence(data, *indices) if indices else data, states, False, kept)
         except HandOver:
             if indices:
-                check_batch_sizes(data, layout[0])
+                check_batch_sizes(data, layout[0], exactly=True)
             output, after = by_torch.run(settings, weights, data, indices, states, 0.0)
         else:
             output, after = run(call)
