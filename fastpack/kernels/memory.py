@@ -22,6 +22,34 @@ def advance(_typing: Any, pointer: Any, count: Any) -> Any:
     return pointer(pointer, types.int64), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def is_null(_typing: Any, pointer: Any) -> Any:
+    """Whether there is nothing at this address."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.icmp_unsigned("==", builder.ptrtoint(args[0], I64), ir.Constant(I64, 0))
+
+    return types.boolean(pointer), codegen
+
+
+def _caster(result: Any) -> Any:
+    """Make a function that takes the same address as one of other items."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def cast(_typing: Any, pointer: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(result))
+
+        return result(pointer), codegen
+
+    return cast
+
+
+as_bytes = _caster(types.CPointer(types.uint8))
+as_float32, as_float64 = _caster(types.CPointer(types.float32)), _caster(types.CPointer(types.float64))
+as_float32_rows, as_float64_rows = _caster(types.CPointer(types.CPointer(types.float32))), _caster(types.CPointer(types.CPointer(types.float64)))
+
+
 def _copier(width: int) -> Any:
     """Make a function that copies `width` bytes by one vector load and one store, neither aligned."""
     vector = ir.VectorType(I8, width)

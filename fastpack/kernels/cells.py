@@ -1,0 +1,59 @@
+"""LSTM, GRU and RNN as a few lines of vector arithmetic each. The formulas are those of torch.nn.LSTM, GRU and RNN.
+
+A cell is given a unit's sums, as the tile left them in registers, and the states before, and returns the states after.
+"""
+
+from typing import Any, NamedTuple
+
+from fastpack import blocks
+from fastpack.kernels.functions import sigmoid_fraction, tanh_fraction
+from fastpack.kernels.simd import Vector, fma
+
+
+class Cell(NamedTuple):
+    """What the tile has to know of a cell."""
+
+    formula: Any  # (sums, h before, c before) to (h, c)
+    from_x: tuple[int, ...]  # which sum each gate's row of weight_ih goes to
+    from_h: tuple[int, ...]  # and of weight_hh
+    sums: int
+    reads_h: bool  # beyond the sums: a GRU keeps some of the unit's own h
+    has_c: bool
+
+
+def lstm(sums: list[Vector], _h: Any, c: Vector) -> tuple[Vector, Vector]:
+    # c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c), by one division each: sums of fractions over one denominator
+    (i, i_), (f, f_), (g, g_), (o, o_) = sigmoid_fraction(sums[0]), sigmoid_fraction(sums[1]), tanh_fraction(sums[2]), sigmoid_fraction(sums[3])
+    ig_ = i_ * g_
+    c = fma(f * c, ig_, i * g * f_) / (f_ * ig_)
+    t, t_ = tanh_fraction(c)
+    return o * t / (o_ * t_), c
+
+
+def gru(sums: list[Vector], h: Vector, _c: Any) -> tuple[Vector, Any]:
+    (r, r_), (z, z_) = sigmoid_fraction(sums[0]), sigmoid_fraction(sums[1])
+    n, n_ = tanh_fraction(fma(r / r_, sums[3], sums[2]))
+    # h = (1 - z) n + z h
+    return fma(z * h, n_, (z_ - z) * n) / (z_ * n_), None
+
+
+def rnn_tanh(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
+    t, t_ = tanh_fraction(sums[0])
+    return t / t_, None
+
+
+def rnn_relu(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
+    return (sums[0] < 0.0).where(0.0, sums[0]), None  # NaN stays NaN
+
+
+def linear(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
+    return sums[0], None
+
+
+CELLS = {
+    blocks.LSTM: Cell(lstm, (0, 1, 2, 3), (0, 1, 2, 3), sums=4, reads_h=False, has_c=True),
+    blocks.GRU: Cell(gru, (0, 1, 2), (0, 1, 3), sums=4, reads_h=True, has_c=False),
+    blocks.RNN_TANH: Cell(rnn_tanh, (0,), (0,), sums=1, reads_h=False, has_c=False),
+    blocks.RNN_RELU: Cell(rnn_relu, (0,), (0,), sums=1, reads_h=False, has_c=False),
+    blocks.LINEAR: Cell(linear, (0,), (0,), sums=1, reads_h=False, has_c=False),
+}

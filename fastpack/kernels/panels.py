@@ -1,0 +1,81 @@
+"""Weights into panels: the order in which the tile reads them, one hidden block's after another's, each a single stream.
+
+A panel holds the weights of `lanes` hidden units: what their sums start from, [sum][lane]; then for each input feature, and
+then for each item of the state, [gate][lane]. Units beyond H are zeros.
+"""
+
+from typing import Any, NamedTuple
+
+from fastpack import blocks
+from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.memory import advance, as_float32, as_float64, is_null
+
+
+class Weights(NamedTuple):
+    """The weights of a layer's direction, as torch has them."""
+
+    ih: Any  # (gates * H, F)
+    hh: Any  # (gates * H, P)
+    bias_ih: Any  # (gates * H,), or null
+    bias_hh: Any  # (gates * H,), or null
+    F: int
+    H: int
+    P: int
+
+
+@helper
+def shape_of(cell):
+    # gates, and sums: of a GRU's third gate the sum over x and the sum over h are apart
+    if cell == blocks.LSTM:
+        return 4, 4
+    if cell == blocks.GRU:
+        return 3, 4
+    return 1, 1
+
+
+@helper
+def pack_starts(panel, weights, gates, sums, lanes, unit):
+    for k in range(sums * lanes):
+        panel[k] = 0
+    for gate in range(gates):
+        apart = 1 if sums > gates and gate == gates - 1 else 0
+        for lane in range(min(lanes, weights.H - unit)):
+            item = gate * weights.H + unit + lane
+            if not is_null(weights.bias_ih):
+                panel[gate * lanes + lane] += weights.bias_ih[item]
+            if not is_null(weights.bias_hh):
+                panel[(gate + apart) * lanes + lane] += weights.bias_hh[item]
+
+
+@helper
+def pack_matrix(panel, matrix, columns, gates, lanes, unit, H):
+    for gate in range(gates):
+        for lane in range(lanes):
+            if unit + lane < H:
+                row = advance(matrix, (gate * H + unit + lane) * columns)
+                for k in range(columns):
+                    panel[(k * gates + gate) * lanes + lane] = row[k]
+            else:
+                for k in range(columns):
+                    panel[(k * gates + gate) * lanes + lane] = 0
+
+
+@helper
+def pack_block(j, panels, weights, cell, lanes):
+    gates, sums = shape_of(cell)
+    panel = advance(panels, j * lanes * (sums + gates * (weights.F + weights.P)))
+    pack_starts(panel, weights, gates, sums, lanes, j * lanes)
+    over_x = advance(panel, sums * lanes)
+    pack_matrix(over_x, weights.ih, weights.F, gates, lanes, j * lanes, weights.H)
+    pack_matrix(advance(over_x, weights.F * gates * lanes), weights.hh, weights.P, gates, lanes, j * lanes, weights.H)
+
+
+@kernel(blocks.PackPanels)
+def pack_panels(begin, end, cell, item_bytes, lanes, weight_ih, weight_hh, bias_ih, bias_hh, F, H, P, panels):
+    for j in range(begin, end):
+        if item_bytes == 4:
+            floats = Weights(as_float32(weight_ih), as_float32(weight_hh), as_float32(bias_ih), as_float32(bias_hh), F, H, P)
+            pack_block(j, as_float32(panels), floats, cell, lanes)
+        else:
+            doubles = Weights(as_float64(weight_ih), as_float64(weight_hh), as_float64(bias_ih), as_float64(bias_hh), F, H, P)
+            pack_block(j, as_float64(panels), doubles, cell, lanes)

@@ -1,0 +1,298 @@
+"""A layer's cell along packed rows: the loops over steps, hidden blocks and row blocks.
+
+A share owns some sequences through all their steps, dealt like cards in packed order, so that shares have about as many rows.
+Where a step has many of its rows, each tile goes through the inputs and then the states. Where it has few, a tile would spend
+its time loading weights for one or two rows: so there the inputs of several steps are multiplied together, ahead.
+"""
+
+from typing import Any, NamedTuple
+
+from fastpack import blocks
+from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.memory import advance, as_bytes, as_float32, as_float32_rows, as_float64, as_float64_rows, copy_row, is_null
+from fastpack.kernels.cells import CELLS
+from fastpack.kernels.simd import float_of
+from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
+
+AHEAD = blocks.AHEAD
+
+
+class Rows(NamedTuple):
+    """Rows of x or out: row r of a step is at `rows + step + r * row`, in items."""
+
+    rows: Any
+    row: int
+    step: int  # 0 where each step follows the rows of the one before
+
+
+class Call(NamedTuple):
+    """The sizes and addresses of a call, as the block has them."""
+
+    F: int
+    H: int
+    P: int
+    panels: Any
+    projection: Any
+    x: Any
+    x_row_bytes: int
+    x_step_bytes: int
+    out: Any
+    out_row_bytes: int
+    out_step_bytes: int
+    h_0: Any
+    c_0: Any
+    h_n: Any
+    c_n: Any
+
+
+class States(NamedTuple):
+    """The states before and after, in the caller's order."""
+
+    h_0: Any  # (B, P), or null
+    c_0: Any  # (B, H), or null
+    h_n: Any  # (B, P)
+    c_n: Any  # (B, H), or null
+    zeros: Any  # a row of them
+
+
+class Batch(NamedTuple):
+    """The layout of the packed batch, and which of its rows a share owns."""
+
+    sorted_indices: Any  # (B,)
+    batch_sizes: Any  # (T,)
+    B: int
+    T: int
+    reverse: int
+    share: int
+    shares: int
+
+
+@helper
+def own_row(batch, i):
+    # to and fro: the shares of 0 1 1 0 0 1 differ by less than those of 0 1 0 1 0 1
+    return i * batch.shares + (batch.share if i % 2 == 0 else batch.shares - 1 - batch.share)
+
+
+@helper
+def own_rows(batch, size):
+    # of a step with `size` rows, how many are this share's
+    whole = size // batch.shares
+    return whole + (1 if own_row(batch, whole) < size else 0)
+
+
+@helper
+def step_after(batch, t):
+    return t - 1 if batch.reverse else t + 1
+
+
+@helper
+def move_on(batch, t, rows, step):
+    # from the address of step t to that of the step after, which in reverse is t - 1
+    size = batch.batch_sizes[t - 1 if batch.reverse else t]
+    items = rows.step if rows.step else rows.row * size
+    return advance(step, -items if batch.reverse else items)
+
+
+@helper
+def first_step(batch, rows):
+    step = rows.rows
+    if batch.reverse:
+        for t in range(batch.T - 1):
+            step = advance(step, rows.step if rows.step else rows.row * batch.batch_sizes[t])
+    return step
+
+
+@helper
+def state_row(state, zeros, index, items):
+    return zeros if is_null(state) else advance(state, index * items)
+
+
+def stepper(code, bits):
+    """Make the function that runs a cell on the first n rows of tables, in all hidden blocks."""
+    cell, lanes = CELLS[code], float_of(bits).lanes
+    single, wide, several, few = step_tile(code, bits, False), step_tile(code, bits, True), wide_blocks(cell), wide_rows(cell)
+
+    @helper
+    def run_step(n, tables, starts, panels, H):
+        j, blocks = 0, -(-H // lanes)
+        if n <= few:
+            while j + several <= blocks:
+                begin = Starts(advance(starts.sums, j * starts.block), starts.row, starts.block, starts.inputs)
+                wide(n, tables, 0, begin, panel_of(panels, j), j * lanes, H - j * lanes)
+                j += several
+        tiles = -(-n // ROWS)  # as equal as can be: 7 rows as 4 and 3, where 6 and 1 would load all weights for one
+        while j < blocks:
+            i = 0
+            for tile in range(tiles):
+                rows = (n + tile) // tiles
+                begin = Starts(advance(starts.sums, j * starts.block + i * starts.row), starts.row, starts.block, starts.inputs)
+                single(rows, tables, i, begin, panel_of(panels, j), j * lanes, H - j * lanes)
+                i += rows
+            j += 1
+
+    return run_step
+
+
+@helper
+def panel_of(panels, j):
+    return Panels(advance(panels.panel, j * panels.block), panels.block, panels.F, panels.P)
+
+
+def recurrence(code, bits):
+    """Make the function that walks one share of a batch with a cell."""
+    cell, lanes, item = CELLS[code], float_of(bits).lanes, bits // 8
+    sums, has_c = cell.sums, cell.has_c
+    ahead, run_step, run_projection = ahead_tile(code, bits), stepper(code, bits), stepper(blocks.LINEAR, bits)
+
+    @helper
+    def run_ahead(t, x, step, table, batch, panels, aside, H):
+        # the inputs of as many steps as AHEAD rows make, from step t on; returns how many rows these are
+        count, more = 0, True
+        while more:
+            n = own_rows(batch, batch.batch_sizes[t])
+            for i in range(n):
+                table[count + i] = advance(step, own_row(batch, i) * x.row)
+            count += n
+            following = step_after(batch, t)
+            more = 0 <= following < batch.T
+            if more:
+                step = move_on(batch, t, x, step)
+                n = own_rows(batch, batch.batch_sizes[following])
+                more = 0 < n and count + n <= AHEAD
+                t = following
+        blocks, tiles = -(-H // lanes), -(-count // ROWS)
+        for j in range(blocks):
+            i = 0
+            for tile in range(tiles):
+                rows = (count + tile) // tiles
+                aside_row = blocks * sums * lanes
+                ahead(rows, table, i, panel_of(panels, j), advance(aside, i * aside_row + j * sums * lanes), aside_row)
+                i += rows
+        return count
+
+    @helper
+    def run_share(batch, x, out, states, panels, tables, unprojected, project, aside, H):
+        begun, left, done = 0, 0, 0
+        P, blocks = panels.P, -(-H // lanes)
+        t = batch.T - 1 if batch.reverse else 0
+        x_step, out_step = first_step(batch, x), first_step(batch, out)
+        while 0 <= t < batch.T:
+            n = own_rows(batch, batch.batch_sizes[t])
+            fresh = begun
+            while begun < n:
+                index = batch.sorted_indices[own_row(batch, begun)]
+                tables.h[begun] = state_row(states.h_0, states.zeros, index, P)
+                if has_c:
+                    tables.c_before[begun] = state_row(states.c_0, states.zeros, index, H)
+                    tables.c[begun] = advance(states.c_n, index * H)
+                begun += 1
+            for i in range(n):
+                tables.out[i] = advance(out_step, own_row(batch, i) * out.row)
+            if left == 0 and 0 < n and 2 * n <= AHEAD:
+                left, done = run_ahead(t, x, x_step, tables.x, batch, panels, aside, H), 0
+            if left > 0:
+                starts = Starts(advance(aside, done * blocks * sums * lanes), blocks * sums * lanes, sums * lanes, 0)
+                left, done = left - n, done + n
+            else:
+                starts = Starts(panels.panel, 0, panels.block, panels.F)
+                for i in range(n):
+                    tables.x[i] = advance(x_step, own_row(batch, i) * x.row)
+            if n > 0:
+                if has_c and not is_null(project.panel):
+                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, H)
+                    begin = Starts(project.panel, 0, project.block, project.F)
+                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, P)
+                else:
+                    run_step(n, tables, starts, panels, H)
+            if has_c:
+                for i in range(fresh, n):
+                    tables.c_before[i] = tables.c[i]
+            following = step_after(batch, t)
+            last = not 0 <= following < batch.T
+            for i in range(0 if last else own_rows(batch, batch.batch_sizes[following]), n):
+                index = batch.sorted_indices[own_row(batch, i)]
+                copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(tables.out[i]), P * item)
+            if not last:
+                x_step, out_step = move_on(batch, t, x, x_step), move_on(batch, t, out, out_step)
+            tables = Tables(tables.x, tables.out, tables.h, tables.c_before, tables.c)
+            t = following
+        for i in range(own_rows(batch, batch.batch_sizes[0] if batch.T else 0), own_rows(batch, batch.B)):
+            index = batch.sorted_indices[own_row(batch, i)]
+            copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(state_row(states.h_0, states.zeros, index, P)), P * item)
+            if has_c:
+                copy_row(as_bytes(advance(states.c_n, index * H)), as_bytes(state_row(states.c_0, states.zeros, index, H)), H * item)
+
+    return run_share
+
+
+def entry(code, bits):
+    """Make the function that carves a share's workspace and walks the share."""
+    cell, lanes, item, run_share = CELLS[code], float_of(bits).lanes, bits // 8, recurrence(code, bits)
+    sums, gates, has_c = cell.sums, len(cell.from_x), cell.has_c
+    as_floats, as_rows = (as_float32, as_float32_rows) if bits == 32 else (as_float64, as_float64_rows)
+
+    @helper
+    def run(call, batch, workspace):
+        H, P = call.H, call.P
+        rows, blocks = max(own_rows(batch, batch.B), AHEAD), -(-H // lanes)
+        aside = as_floats(workspace)
+        zeros = advance(aside, AHEAD * sums * blocks * lanes)
+        for k in range(max(H, P)):
+            zeros[k] = 0
+        states = States(as_floats(call.h_0), as_floats(call.c_0), as_floats(call.h_n), as_floats(call.c_n), zeros)
+        tables = as_rows(as_bytes(advance(zeros, (max(H, P) + 1) // 2 * 2)))
+        unprojected = advance(tables, 5 * rows)
+        if has_c and not is_null(call.projection):
+            first = as_floats(as_bytes(advance(unprojected, rows)))
+            for i in range(rows):
+                unprojected[i] = advance(first, i * H)
+        run_share(
+            batch,
+            Rows(as_floats(call.x), call.x_row_bytes // item, call.x_step_bytes // item),
+            Rows(as_floats(call.out), call.out_row_bytes // item, call.out_step_bytes // item),
+            states,
+            Panels(as_floats(call.panels), lanes * (sums + gates * (call.F + P)), call.F, P),
+            Tables(tables, advance(tables, rows), advance(tables, 2 * rows), advance(tables, 3 * rows), advance(tables, 4 * rows)),
+            unprojected,
+            Panels(as_floats(call.projection), lanes * (1 + H), H, 0),
+            aside,
+            H,
+        )
+
+    return run
+
+
+lstm_32, lstm_64 = entry(blocks.LSTM, 32), entry(blocks.LSTM, 64)
+gru_32, gru_64 = entry(blocks.GRU, 32), entry(blocks.GRU, 64)
+tanh_32, tanh_64 = entry(blocks.RNN_TANH, 32), entry(blocks.RNN_TANH, 64)
+relu_32, relu_64 = entry(blocks.RNN_RELU, 32), entry(blocks.RNN_RELU, 64)
+
+
+@kernel(blocks.Recur)
+def recur(
+    begin, end, cell, item_bytes, reverse, F, H, P, panels, projection, sorted_indices, batch_sizes, B, T, x, x_row_bytes, x_step_bytes,
+    out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, workspace, workspace_bytes, shares
+):  # fmt: skip
+    call = Call(F, H, P, panels, projection, x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n)
+    for share in range(begin, end):
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, share, shares)
+        own = advance(workspace, share * workspace_bytes)
+        if cell == blocks.LSTM:
+            if item_bytes == 4:
+                lstm_32(call, batch, own)
+            else:
+                lstm_64(call, batch, own)
+        elif cell == blocks.GRU:
+            if item_bytes == 4:
+                gru_32(call, batch, own)
+            else:
+                gru_64(call, batch, own)
+        elif cell == blocks.RNN_TANH:
+            if item_bytes == 4:
+                tanh_32(call, batch, own)
+            else:
+                tanh_64(call, batch, own)
+        elif item_bytes == 4:
+            relu_32(call, batch, own)
+        else:
+            relu_64(call, batch, own)
