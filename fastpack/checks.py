@@ -201,19 +201,18 @@ def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int)
     return sizes, order, places, lengths
 
 
-def features(data: Array, F: int, dtype: np.dtype[Any]) -> tuple[Array, int]:
-    """Return rows (N, F) whose items lie side by side, and how many bytes each is from the next; copied only where they are not so."""
+def features(data: Array, F: int, dtype: np.dtype[Any]) -> Array:
+    """Return rows (N, F) whose items lie side by side, copied only where they do not."""
     if data.dtype != dtype:
         raise TypeError(
             f"data is of dtype {data.dtype}, but the layer's weights are of {dtype}: convert one, as by packed.data.astype(np.{dtype})"
         )
     if data.ndim != 2 or data.shape[1] != F:
         raise ValueError(f"data has the shape {data.shape}, but needs (rows, input_size), and the layer's input_size is {F}")
-    row_bytes, N = F * data.itemsize, len(data)
-    together = F == 1 or data.strides[1] == data.itemsize
-    if N > 1 and together and data.flags.aligned and data.strides[0] >= row_bytes:
-        return data, data.strides[0]
-    return np.require(data, requirements="CA"), row_bytes
+    row_bytes, item_bytes = data.strides
+    if data.flags.aligned and (F == 1 or item_bytes == data.itemsize) and row_bytes >= F * data.itemsize:
+        return data
+    return np.array(data, order="C")  # not np.ascontiguousarray, which would leave a single row's odd stride as it is
 
 
 def state(value: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -223,7 +222,7 @@ def state(value: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -
         raise TypeError(f"{name} is of dtype {found.dtype}, but the layer's weights are of {dtype}: convert it, as by .astype(np.{dtype})")
     if found.shape != shape:
         raise ValueError(f"{name} has the shape {found.shape}, but needs (layers times directions, sequences, width), here {shape}")
-    return np.require(found, requirements="CA")
+    return np.require(found, requirements=["C", "A"])
 
 
 def padding(value: Any, dtype: np.dtype[Any], name: str = "padding_value") -> Array:

@@ -4,7 +4,7 @@ A thread is started for each share of a call, and ends with it. A pool would sav
 took 5 to 40 us, starting one 20 (`threading.Thread`: 55), and a forked child would have to forget it.
 """
 
-from _thread import allocate_lock, start_new_thread
+from _thread import LockType, allocate_lock, start_new_thread
 from collections.abc import Iterable, Sequence
 
 from fastpack.machine import run
@@ -19,7 +19,7 @@ def run_shares(steps: Sequence[Iterable[int]], shares: int, alive: object) -> No
     `alive` is what the blocks hold addresses of: the threads keep it, so that it outlives them whatever happens here.
     """
     errors: list[BaseException] = []
-    running = []
+    running: list[LockType] = []
 
     def do(share: int) -> None:
         for step in steps:

@@ -80,7 +80,7 @@ def read_stack(cell: int, mapping: Mapping[str, Any], prefix: str) -> Stack:
     sizes = _sizes(cell, structure, weights, prefix)
     panels, projections = [], []
     for _, suffix in structure.directions():
-        ih, hh, *others = (np.require(weights[part + suffix], requirements="CA") for part in structure.parts())
+        ih, hh, *others = (np.require(weights[part + suffix], requirements=["C", "A"]) for part in structure.parts())
         bias_ih, bias_hh = others[:2] if structure.bias else (None, None)
         panels.append(pack_panels(cell, ih, hh, bias_ih, bias_hh))
         if structure.projected:
@@ -94,8 +94,20 @@ def pack_panels(cell: int, weight_ih: Array, weight_hh: Array | None, bias_ih: A
     (rows, F), P = weight_ih.shape, 0 if weight_hh is None else weight_hh.shape[1]
     H, n, has = rows // gates, lanes(weight_ih.itemsize), sums + gates * (F + P)
     panels = aligned((panel_items(cell, F, H, P) // (has * n), has, n), weight_ih.dtype)
-    addresses = (0 if item is None else address(item) for item in (weight_ih, weight_hh, bias_ih, bias_hh))
-    run(blocks.PackPanels(cell, weight_ih.itemsize, n, *addresses, F, H, P, address(panels)), 0, len(panels))
+    block = blocks.PackPanels(
+        cell=cell,
+        item_bytes=weight_ih.itemsize,
+        lanes=n,
+        weight_ih=address(weight_ih),
+        weight_hh=0 if weight_hh is None else address(weight_hh),
+        bias_ih=0 if bias_ih is None else address(bias_ih),
+        bias_hh=0 if bias_hh is None else address(bias_hh),
+        F=F,
+        H=H,
+        P=P,
+        panels=address(panels),
+    )
+    run(block, 0, len(panels))
     return panels
 
 
