@@ -5,7 +5,6 @@ Letters: L layers, D directions, F input features, H hidden units, P the width o
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ class Structure(NamedTuple):
 
     def directions(self) -> Iterator[tuple[int, str]]:
         """Yield each direction's layer, and what its weights' names end with."""
-        return ((layer, f"_l{layer}{way}") for layer, way in product(range(self.L), ("", "_reverse")[: self.D]))
+        return ((layer, f"_l{layer}{way}") for layer in range(self.L) for way in ("", "_reverse")[: self.D])
 
     def parts(self) -> list[str]:
         """Return the weights of each direction."""

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import fastpack
 from fastpack import Packed, blocks, machine, pack, reference
 from fastpack.cells import CELLS, lanes, panel_items, workspace_items
 from fastpack.checks import address
+from fastpack.recurrent import Recurrent
 from tests.guarded import Place, as_it_is
+from tests.oracle import assert_same_bytes
 
 
 class Kind(NamedTuple):
@@ -180,6 +183,28 @@ def run_kernel(
         machine.run(block, share, share + 1)
     assert np.isnan(wide[..., (1 - reverse) * P : (2 - reverse) * P]).all()  # the other direction's half
     return out, after
+
+
+# ---- the NumPy level
+
+
+def layer_of(kind: Kind, mapping: Any, prefix: str = "") -> Recurrent:
+    """Return the layer whose weights are in `mapping`."""
+    return getattr(fastpack, kind.name).from_state_dict(mapping, prefix, **kind.options)
+
+
+def run(layer: Recurrent, packed: Packed, states: Sequence[np.ndarray] = (), **options: int) -> list[np.ndarray]:
+    """Return the output's rows and the states after it, as a list also where the layer has one."""
+    state = None if not states else tuple(states) if isinstance(layer, fastpack.LSTM) else states[0]
+    output, after = layer(packed, state, **options)
+    assert all(one is other for one, other in zip(output[1:], packed[1:], strict=True))
+    return [output.data, *(after if isinstance(after, tuple) else [after])]
+
+
+def assert_same_arrays(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """Compare arrays bit for bit."""
+    for one, other in zip(found, expected, strict=True):
+        assert_same_bytes(one, other)
 
 
 def assert_close(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], close: float) -> None:

@@ -1,47 +1,36 @@
 """LSTM, GRU and RNN on NumPy arrays: against the twin and torch, whatever the strides, states, threads and company."""
 
-import copy
-import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastpack
-from fastpack import machine, pack, unpack, weights
+from fastpack import pack, unpack
 from fastpack.recurrent import Recurrent
-from tests.conftest import Child
 from tests.oracle import assert_same_bytes, unchanged, views
-from tests.recurrent_oracle import CLOSE, KINDS, Kind, assert_close, batch_of, run_pack_panels, states_of, twin, weights_of
+from tests.recurrent_oracle import (
+    CLOSE,
+    KINDS,
+    Kind,
+    assert_close,
+    assert_same_arrays,
+    batch_of,
+    layer_of,
+    run,
+    states_of,
+    twin,
+    weights_of,
+)
 
-ROOT = Path(__file__).parent.parent
 LENGTHS = [3, 0, 9, 9, 1, 2, 5, 0, 7]
 MANY = np.random.default_rng(0).integers(0, 9, 70).tolist()
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-laws = settings(max_examples=60, derandomize=True, deadline=None, database=None)
-
-
-def layer_of(kind: Kind, mapping, prefix: str = "") -> Recurrent:
-    return getattr(fastpack, kind.name).from_state_dict(mapping, prefix, **kind.options)
-
-
-def run(layer: Recurrent, packed: fastpack.Packed, states=(), **options) -> list[np.ndarray]:
-    """Return the output's rows and the states after it, as a list also where the layer has one."""
-    state = None if not states else tuple(states) if isinstance(layer, fastpack.LSTM) else states[0]
-    output, after = layer(packed, state, **options)
-    assert all(one is other for one, other in zip(output[1:], packed[1:], strict=True))
-    return [output.data, *(after if isinstance(after, tuple) else [after])]
-
-
-def assert_same_arrays(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert_same_bytes(one, other)
+laws = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 
 
 # ---- the results
@@ -268,126 +257,6 @@ def test_many_threads_with_one_layer():
     assert len(found) == 30
     for item in found:
         assert_same_arrays(item, expected)
-
-
-# ---- what a layer is made from, and what it says of itself
-
-
-@each_kind
-def test_weights_from_anywhere(kind: Kind, tmp_path: Path):
-    given_weights, packed = weights_of(kind, 3, 5, L=2, D=2), batch_of(LENGTHS, 3)
-    expected = run(layer_of(kind, given_weights), packed)
-    whole_model = {"embedding.weight": np.zeros(3), **{f"rnn.{name}": item for name, item in given_weights.items()}, 7: None}
-    assert_same_arrays(run(layer_of(kind, whole_model, "rnn."), packed), expected)
-    named = {name: item for name, item in whole_model.items() if isinstance(name, str)}
-    np.savez_compressed(tmp_path / "model.npz", **named)
-    with np.load(tmp_path / "model.npz") as archive:
-        layer = layer_of(kind, archive, prefix="rnn.")
-    assert_same_arrays(run(layer, packed), expected)
-    safetensors.numpy.save_file(named, tmp_path / "model.safetensors")
-    assert_same_arrays(run(layer_of(kind, safetensors.numpy.load_file(tmp_path / "model.safetensors"), "rnn."), packed), expected)
-    tensors = {name: torch.from_numpy(item) for name, item in given_weights.items()}
-    assert_same_arrays(run(layer_of(kind, tensors), packed), expected)
-    strided = {name: views(item)["every second"] for name, item in given_weights.items()}
-    contiguous = {name: np.array(item, order="C") for name, item in strided.items()}
-    assert_same_arrays(run(layer_of(kind, strided), packed), run(layer_of(kind, contiguous), packed))
-    for how in ("fortran", "read-only", "unaligned", "reversed"):
-        layer = layer_of(kind, {name: views(item)[how] for name, item in given_weights.items()})
-        assert_same_arrays(run(layer, packed), expected)
-
-
-def test_each_weight_is_read_once():
-    class Counting(dict):
-        read = ()
-
-        def __getitem__(self, name: str) -> np.ndarray:
-            self.read = (*self.read, name)
-            return super().__getitem__(name)
-
-    given_weights = Counting({f"rnn.{name}": item for name, item in weights_of(KINDS["LSTM"], 3, 5, 2, L=2, D=2).items()}, other=None)
-    layer_of(KINDS["LSTM"], given_weights, "rnn.")
-    assert sorted(given_weights.read) == sorted(name for name in given_weights if name != "other")
-
-
-@each_kind
-def test_what_becomes_of_the_weights_later_has_no_effect(kind: Kind):
-    given_weights, packed = weights_of(kind, 3, 5), batch_of(LENGTHS, 3)
-    layer = layer_of(kind, given_weights)
-    expected = run(layer, packed)
-    for item in given_weights.values():
-        item[...] = np.nan
-    assert_same_arrays(run(layer, packed), expected)
-
-
-@each_kind
-@each_dtype
-def test_copies(kind: Kind, dtype: type):
-    P = 7 if kind.name == "LSTM" else 0
-    layer = layer_of(kind, weights_of(kind, 3, 21, P, L=2, D=2, dtype=dtype))
-    packed, states = batch_of(LENGTHS, 3, dtype), states_of(kind, 4, len(LENGTHS), 21, P, dtype)
-    expected = run(layer, packed, states)
-    for again in (copy.copy(layer), copy.deepcopy(layer), *(pickle.loads(pickle.dumps(layer, k)) for k in range(2, 6))):
-        assert type(again) is type(layer)
-        assert repr(again) == repr(layer)
-        assert_same_arrays(run(again, packed, states), expected)
-
-
-@each_kind
-@each_dtype
-def test_panels_of_another_cpu_level(kind: Kind, dtype: type):
-    for F, H in [(3, 5), (4, 16), (2, 37)]:
-        given_weights = weights_of(kind, F, H, dtype=dtype)
-        expected = run_pack_panels(kind.cell, *given_weights.values())
-        units = expected.swapaxes(0, 1).reshape(expected.shape[1], -1)
-        for lanes in (2, 4, 8, 16):
-            other = np.ascontiguousarray(units.reshape(len(units), -1, lanes).swapaxes(0, 1))
-            found = weights.fitting(other)
-            assert_same_bytes(found, expected)
-            assert found.ctypes.data % weights.ALIGNMENT == 0
-
-
-@pytest.mark.parametrize("level", machine.supported_levels()[:-1])
-def test_pickled_at_another_cpu_level(level: str, child: Child, tmp_path: Path):
-    kind = KINDS["LSTM"]
-    layer, packed = layer_of(kind, weights_of(kind, 3, 21)), batch_of(LENGTHS, 3)
-    (tmp_path / "layer").write_bytes(pickle.dumps((layer, packed)))
-    code = "import pickle, sys, fastpack\nlayer, packed = pickle.load(open(sys.argv[1], 'rb'))\noutput, state = layer(packed)\n"
-    code += "from fastpack import machine\npickle.dump((machine.library().level, output.data), open(sys.argv[2], 'wb'))"
-    child(code, tmp_path / "layer", tmp_path / "result", FASTPACK_CPU=level, PYTHONPATH=ROOT)
-    used, data = pickle.loads((tmp_path / "result").read_bytes())
-    assert used == level
-    assert_close([data], [layer(packed)[0].data], CLOSE[data.dtype])
-
-
-def test_what_a_layer_says_of_itself():
-    lstm = layer_of(KINDS["LSTM"], weights_of(KINDS["LSTM"], 3, 5, 2, L=2, D=2, bias=False, dtype=np.float64))
-    assert repr(lstm) == "LSTM(3, 5, proj_size=2, num_layers=2, bias=False, bidirectional=True, dtype=float64)"
-    facts = (lstm.input_size, lstm.hidden_size, lstm.proj_size, lstm.num_layers, lstm.bidirectional, lstm.bias, lstm.dtype)
-    assert facts == (3, 5, 2, 2, True, False, np.float64)
-    gru = layer_of(KINDS["GRU"], weights_of(KINDS["GRU"], 3, 5))
-    assert repr(gru) == "GRU(3, 5, dtype=float32)"
-    facts = (gru.input_size, gru.hidden_size, gru.proj_size, gru.num_layers, gru.bidirectional, gru.bias, gru.dtype)
-    assert facts == (3, 5, 0, 1, False, True, np.float32)
-    for name in ("tanh", "relu"):
-        rnn = layer_of(KINDS[name], weights_of(KINDS[name], 3, 5))
-        assert rnn.nonlinearity == name
-        assert repr(rnn) == f"RNN(3, 5{', nonlinearity=' + repr(name) if name == 'relu' else ''}, dtype=float32)"
-    for layer in (lstm, gru):
-        inside = f"{layer.input_size}, {layer.hidden_size}"
-        options = {"proj_size": layer.proj_size} if layer.proj_size else {}
-        theirs = getattr(torch.nn, type(layer).__name__)(
-            layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, bidirectional=layer.bidirectional, **options
-        )
-        assert repr(theirs).startswith(f"{type(layer).__name__}({inside}")
-        assert set(repr(layer)[:-1].partition("(")[2].split(", ")) - {f"dtype={layer.dtype}"} == set(theirs.extra_repr().split(", "))
-
-
-def test_the_layers_are_names_of_the_package():
-    assert {"LSTM", "GRU", "RNN"} <= {*fastpack.__all__, *dir(fastpack)}
-    with pytest.raises(AttributeError, match=r"^module 'fastpack' has no attribute 'Lstm'$"):
-        fastpack.Lstm  # noqa: B018
-    with pytest.raises(ImportError, match="cannot import name 'Lstm'"):
-        from fastpack import Lstm  # noqa: F401
 
 
 def test_another_result_is_noticed():
