@@ -178,7 +178,7 @@ REFUSED = [
     (LSTM, {"a": 1, 5: 2}, ValueError, r"^mapping has no 'weight_ih_l0': its names are 'a'$"),
     (LSTM, dict.fromkeys("abcdefg"), ValueError, r"^mapping has no 'weight_ih_l0': its names are 'a', 'b', 'c', 'd', 'e', ...$"),
     (LSTM, {f"a.{name}": 0 for name in TWO}, ValueError, r"^mapping has no 'weight_ih_l0': pass prefix='a.', behind which there is"),
-    (LSTM, {"a.weight_ih_l0": 0, "b.weight_ih_l0": 0}, ValueError, r"^mapping has no 'weight_ih_l0': pass prefix='a.' or 'b.', behind which"),
+    (LSTM, {"a.weight_ih_l0": 0, "b.weight_ih_l0": 0}, ValueError, r"^mapping has no 'weight_ih_l0': pass prefix='a.' or 'b.', behind"),
     (
         LSTM, without(TWO, "bias_hh_l1"), ValueError,
         r"^mapping has no 'bias_hh_l1', but by the names that it has, this is an LSTM of 2 layers and 2 directions, with biases$",

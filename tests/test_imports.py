@@ -201,7 +201,8 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
     foreign, own = (
         line.split()
         for line in child(
-            "import rich, logging, fastpack.reference\n" + FRESH.format(pack=False, run=False).replace("before = set(sys.modules)", "before = set()")
+            "import rich, logging, fastpack.reference\n"
+            + FRESH.format(pack=False, run=False).replace("before = set(sys.modules)", "before = set()")
         ).splitlines()
     )
     assert "rich" in {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
@@ -212,7 +213,8 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
 def test_kernels_from_the_cache_are_loaded_without_numba(child: Child, good_code: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o700)
     fallback._write(tmp_path / "cache" / fallback.cache_name(machine.supported_levels()[-1]), good_code)
-    code = FRESH.format(pack=True, run=False) + "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
+    code = FRESH.format(pack=True, run=False)
+    code += "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
     code = code.replace("import fastpack\n", "import fastpack\nfrom fastpack import machine\n")
     last = child(code, FASTPACK_KERNELS="jit", FASTPACK_CACHE_DIR=tmp_path / "cache").splitlines()[-1]
     assert last == "False True the highest level of this CPU; FASTPACK_KERNELS=jit; compiled here"
@@ -238,7 +240,8 @@ for again in (fastpack.pack_padded(padded, lengths), fastpack.pack_ragged(values
     assert "".join(again.data) == "axbc" and again.batch_sizes.tolist() == [2, 1, 1]
 assert [item.tolist() for item in fastpack.unpack(packed)] == [["a", "b", "c"], ["x"]]
 assert ["".join(row) for row in padded] == ["abc-", "x---"]
-running_sum = fastpack.RNN.from_state_dict(dict.fromkeys(["weight_ih_l0", "weight_hh_l0"], np.ones((1, 1))), nonlinearity="relu")
+one = np.ones((1, 1))
+running_sum = fastpack.RNN.from_state_dict({"weight_ih_l0": one, "weight_hh_l0": one}, nonlinearity="relu")
 for num_threads in (1, 2):
     output, h_n = running_sum(fastpack.pack([np.ones((3, 1)), np.full((1, 1), 9.0)]), num_threads=num_threads)
     assert output.data.ravel().tolist() == [1, 9, 2, 3] and h_n.ravel().tolist() == [3, 9]
