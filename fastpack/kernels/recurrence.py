@@ -107,27 +107,36 @@ def state_row(state, zeros, index, items):
     return zeros if is_null(state) else advance(state, index * items)
 
 
+def over_rows(tile, lanes):
+    """Make the function that runs a tile over n rows, at hidden block j."""
+
+    @helper
+    def run(n, j, tables, starts, panels, H):
+        tiles, i = -(-n // ROWS), 0  # as equal as can be: 7 rows as 4 and 3, where 6 and 1 would load all weights for one
+        for k in range(tiles):
+            rows = (n + k) // tiles
+            begin = Starts(advance(starts.sums, j * starts.block + i * starts.row), starts.row, starts.block, starts.inputs)
+            tile(rows, tables, i, begin, panel_of(panels, j), j * lanes, H - j * lanes)
+            i += rows
+
+    return run
+
+
 def stepper(code, bits):
     """Make the function that runs a cell on the first n rows of tables, in all hidden blocks."""
     cell, lanes = CELLS[code], float_of(bits).lanes
-    single, wide, several, few = step_tile(code, bits, False), step_tile(code, bits, True), wide_blocks(cell), wide_rows(cell)
+    single, wide = over_rows(step_tile(code, bits, False), lanes), over_rows(step_tile(code, bits, True), lanes)
+    several, most = wide_blocks(cell), wide_rows(cell) if wide_rows(cell) < ROWS else 2**62
 
     @helper
     def run_step(n, tables, starts, panels, H):
         j, blocks = 0, -(-H // lanes)
-        if n <= few:
+        if n <= most:
             while j + several <= blocks:
-                begin = Starts(advance(starts.sums, j * starts.block), starts.row, starts.block, starts.inputs)
-                wide(n, tables, 0, begin, panel_of(panels, j), j * lanes, H - j * lanes)
+                wide(n, j, tables, starts, panels, H)
                 j += several
-        tiles = -(-n // ROWS)  # as equal as can be: 7 rows as 4 and 3, where 6 and 1 would load all weights for one
         while j < blocks:
-            i = 0
-            for tile in range(tiles):
-                rows = (n + tile) // tiles
-                begin = Starts(advance(starts.sums, j * starts.block + i * starts.row), starts.row, starts.block, starts.inputs)
-                single(rows, tables, i, begin, panel_of(panels, j), j * lanes, H - j * lanes)
-                i += rows
+            single(n, j, tables, starts, panels, H)
             j += 1
 
     return run_step

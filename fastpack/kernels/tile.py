@@ -77,13 +77,19 @@ class Tile:
         zeros = ir.Constant(ir.VectorType(I32, self.kind.lanes), [0] * self.kind.lanes)
         return Vector(self.builder, self.builder.shuffle_vector(first, undefined, zeros), self.kind)
 
+    def prefetch(self, pointer: Any) -> None:
+        module = self.builder.module
+        byte = ir.IntType(8).as_pointer()
+        function = module.globals.get("llvm.prefetch.p0") or ir.Function(module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), name="llvm.prefetch.p0")
+        self.builder.call(function, [self.builder.bitcast(pointer, byte), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
     def pointers(self, table: Any, first: Any) -> list[Any]:
         """Load the addresses of the tile's rows from a table."""
         pointer = ir.IntType(8).as_pointer()
         places = [self.builder.gep(table, [self.builder.add(first, number(r))], source_etype=pointer) for r in range(self.rows)]
         return [self.builder.load(place, typ=pointer) for place in places]
 
-    def stretch(self, sums: list[Vector], rows: list[Any], weights: list[Any], count: Any, gates: tuple[int, ...]) -> list[Vector]:
+    def stretch(self, sums: list[Vector], rows: list[Any], weights: list[Any], count: Any, gates: tuple[int, ...], distance: Any = None) -> list[Vector]:
         """Add `count` products to the sums: of each row's items with the weights, [k][gate][lane] in each block."""
         builder, lanes = self.builder, self.kind.lanes
         before = builder.block
@@ -94,10 +100,16 @@ class Tile:
         k.add_incoming(number(0), before)
         live = [self._phi(value, before) for value in sums]
         loaded = {}
+        starts_ = []
         for j, weight in enumerate(weights):
             start = self.at(weight, builder.mul(k, number(len(gates) * lanes)))
+            starts_.append(start)
             for g in range(len(gates)):
                 loaded[j, g] = self.load(self.at(start, g * lanes))
+        if distance is not None:
+            for start in starts_:
+                for g in range(len(gates)):
+                    self.prefetch(self.at(self.at(start, distance), g * lanes))
         new = [Vector(builder, phi, self.kind) for phi in live]
         for r, row in enumerate(rows):
             item = self.spread(self.at(row, k))
@@ -237,10 +249,12 @@ def step_tile(code: int, bits: int, wide: bool) -> Any:
                 start, start_row, start_block, inputs = unpack(builder, args[3], 4)
                 sums = tile.starts(start, start_row, start_block)
                 from_x = [tile.at(tile.at(panel, builder.mul(block, number(j))), cell.sums * kind.lanes) for j in range(blocks)]
-                sums = tile.stretch(sums, tile.pointers(table.x, first), from_x, inputs, cell.from_x)
+                D = 32
+                distance = builder.select(builder.icmp_signed("==", first, number(0)), number(D * len(cell.from_x) * kind.lanes), number(0)) if not wide else None
+                sums = tile.stretch(sums, tile.pointers(table.x, first), from_x, inputs, cell.from_x, distance)
                 past = builder.mul(F, number(len(cell.from_x) * kind.lanes))
                 from_h = [tile.at(weight, past) for weight in from_x]
-                sums = tile.stretch(sums, tile.pointers(table.h, first), from_h, P, cell.from_h)
+                sums = tile.stretch(sums, tile.pointers(table.h, first), from_h, P, cell.from_h, distance)
                 tile.finish(sums, table, first, unit, left)
 
             switch_rows(builder, args[0], wide_rows(cell) if wide else ROWS, emit)
