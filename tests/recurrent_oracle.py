@@ -32,7 +32,7 @@ KINDS = {
     "relu": Kind(blocks.RNN_RELU, "RNN", {"nonlinearity": "relu"}),
 }
 # to float64
-CLOSE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-8}
+CLOSE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-13}
 
 Weights = dict[str, np.ndarray]
 

@@ -1,6 +1,7 @@
 """LSTM, GRU and RNN on NumPy arrays: against the twin and torch, whatever the strides, states, threads and company."""
 
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ MANY = np.random.default_rng(0).integers(0, 9, 70).tolist()
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 laws = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch() -> Iterator[None]:
+    """Keep torch from spinning on cores that are busy: its packed layers took a hundred times as long then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---- the results

@@ -1,6 +1,7 @@
 """The chain of trust for recurrent layers: torch and the twin agree, the twin and the kernels agree, in memory that shows slips."""
 
 import signal
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -34,6 +35,15 @@ LENGTHS = [3, 0, 9, 9, 1, 2, 5, 0, 7]
 MANY = np.random.default_rng(0).integers(0, 7, 61).tolist()  # more sequences than a tile has rows, or a table
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch() -> Iterator[None]:
+    """Keep torch from spinning on cores that are busy: its packed layers took a hundred times as long then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---- torch and the twin
