@@ -240,6 +240,9 @@ class PackPanels(NamedTuple):
 class Recur(NamedTuple):
     """A layer's cell along packed rows, in one direction. Shares: sequences, dealt like cards in packed order.
 
+    With `arrivals`, shares are of hidden units instead, which suits a batch of one or few sequences: these wait for each
+    other at every step, so all of them must run at the same time, each in a thread of its own, or all in one call.
+
     Row r of step t, of B sequences in packed order, is at `rows + step + r * row_bytes`; the following step begins
     `step_bytes` further on, or behind its rows where `step_bytes` is 0.
     """
@@ -268,4 +271,5 @@ class Recur(NamedTuple):
     c_n: Bytes  # out (B, H); 0 where the cell has no c
     workspace: Bytes  # cells.workspace_items(...) items for each share, at a multiple of 64 bytes
     workspace_bytes: Size  # of one share
+    arrivals: Int64s  # (1,), zero: how often a share has come to the end of a step; or 0
     shares: Size

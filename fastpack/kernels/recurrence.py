@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_bytes, as_float32, as_float32_rows, as_float64, as_float64_rows, copy_row, is_null
+from fastpack.kernels.waiting import count_up, counted, give_way, pause
 from fastpack.kernels.cells import CELLS
 from fastpack.kernels.simd import float_of
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
@@ -65,6 +66,46 @@ class Batch(NamedTuple):
     reverse: int
     share: int
     shares: int
+
+
+class Team(NamedTuple):
+    """Which hidden units a call does: those of shares begin..end of all, or all of them where there are no arrivals."""
+
+    arrivals: Any  # (1,), or null
+    begin: int
+    end: int
+    shares: int
+
+
+class Units(NamedTuple):
+    """The hidden units, and which blocks of them this call does."""
+
+    H: int
+    first: int
+    stop: int
+
+
+@helper
+def units_of(team, H, lanes):
+    # the hidden blocks that this call does, first and last + 1
+    blocks = -(-H // lanes)
+    if is_null(team.arrivals):
+        return Units(H, 0, blocks)
+    return Units(H, blocks * team.begin // team.shares, blocks * team.end // team.shares)
+
+
+@helper
+def wait_for_others(team, steps):
+    # `steps` ended so far. Waiting for a thread that has lost its core must not keep it from getting it back.
+    if not is_null(team.arrivals):
+        count_up(team.arrivals, team.end - team.begin)
+        looks = 0
+        while counted(team.arrivals) < steps * team.shares:
+            looks += 1
+            if looks < 4096:
+                pause()
+            else:
+                give_way()
 
 
 @helper
@@ -129,14 +170,14 @@ def stepper(code, bits):
     several, most = wide_blocks(cell), wide_rows(cell) if wide_rows(cell) < ROWS else 2**62
 
     @helper
-    def run_step(n, tables, starts, panels, H):
-        j, blocks = 0, -(-H // lanes)
+    def run_step(n, tables, starts, panels, units):
+        j = units.first
         if n <= most:
-            while j + several <= blocks:
-                wide(n, j, tables, starts, panels, H)
+            while j + several <= units.stop:
+                wide(n, j, tables, starts, panels, units.H)
                 j += several
-        while j < blocks:
-            single(n, j, tables, starts, panels, H)
+        while j < units.stop:
+            single(n, j, tables, starts, panels, units.H)
             j += 1
 
     return run_step
@@ -154,7 +195,7 @@ def recurrence(code, bits):
     ahead, run_step, run_projection = ahead_tile(code, bits), stepper(code, bits), stepper(blocks.LINEAR, bits)
 
     @helper
-    def run_ahead(t, x, step, table, batch, panels, aside, H):
+    def run_ahead(t, x, step, table, batch, panels, aside, units):
         # the inputs of as many steps as AHEAD rows make, from step t on; returns how many rows these are
         count, more = 0, True
         while more:
@@ -169,20 +210,19 @@ def recurrence(code, bits):
                 n = own_rows(batch, batch.batch_sizes[following])
                 more = 0 < n and count + n <= AHEAD
                 t = following
-        blocks, tiles = -(-H // lanes), -(-count // ROWS)
-        for j in range(blocks):
+        tiles, aside_row = -(-count // ROWS), -(-units.H // lanes) * sums * lanes
+        for j in range(units.first, units.stop):
             i = 0
             for tile in range(tiles):
                 rows = (count + tile) // tiles
-                aside_row = blocks * sums * lanes
                 ahead(rows, table, i, panel_of(panels, j), advance(aside, i * aside_row + j * sums * lanes), aside_row)
                 i += rows
         return count
 
     @helper
-    def run_share(batch, x, out, states, panels, tables, unprojected, project, aside, H):
-        begun, left, done = 0, 0, 0
-        P, blocks = panels.P, -(-H // lanes)
+    def run_share(batch, team, x, out, states, panels, tables, unprojected, project, aside, H):
+        begun, left, done, ended = 0, 0, 0, 0
+        P, aside_row, units = panels.P, -(-H // lanes) * sums * lanes, units_of(team, H, lanes)
         t = batch.T - 1 if batch.reverse else 0
         x_step, out_step = first_step(batch, x), first_step(batch, out)
         while 0 <= t < batch.T:
@@ -198,9 +238,9 @@ def recurrence(code, bits):
             for i in range(n):
                 tables.out[i] = advance(out_step, own_row(batch, i) * out.row)
             if left == 0 and 0 < n and 2 * n <= AHEAD:
-                left, done = run_ahead(t, x, x_step, tables.x, batch, panels, aside, H), 0
+                left, done = run_ahead(t, x, x_step, tables.x, batch, panels, aside, units), 0
             if left > 0:
-                starts = Starts(advance(aside, done * blocks * sums * lanes), blocks * sums * lanes, sums * lanes, 0)
+                starts = Starts(advance(aside, done * aside_row), aside_row, sums * lanes, 0)
                 left, done = left - n, done + n
             else:
                 starts = Starts(panels.panel, 0, panels.block, panels.F)
@@ -208,24 +248,30 @@ def recurrence(code, bits):
                     tables.x[i] = advance(x_step, own_row(batch, i) * x.row)
             if n > 0:
                 if has_c and not is_null(project.panel):
-                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, H)
+                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, units)
+                    ended += 1
+                    wait_for_others(team, ended)
                     begin = Starts(project.panel, 0, project.block, project.F)
-                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, P)
+                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, units_of(team, P, lanes))
                 else:
-                    run_step(n, tables, starts, panels, H)
+                    run_step(n, tables, starts, panels, units)
+            ended += 1
+            wait_for_others(team, ended)
             if has_c:
                 for i in range(fresh, n):
                     tables.c_before[i] = tables.c[i]
             following = step_after(batch, t)
             last = not 0 <= following < batch.T
-            for i in range(0 if last else own_rows(batch, batch.batch_sizes[following]), n):
+            ending = 0 if last else own_rows(batch, batch.batch_sizes[following])
+            for i in range(ending, n if team.begin == 0 else 0):
                 index = batch.sorted_indices[own_row(batch, i)]
                 copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(tables.out[i]), P * item)
             if not last:
                 x_step, out_step = move_on(batch, t, x, x_step), move_on(batch, t, out, out_step)
             tables = Tables(tables.x, tables.out, tables.h, tables.c_before, tables.c)
             t = following
-        for i in range(own_rows(batch, batch.batch_sizes[0] if batch.T else 0), own_rows(batch, batch.B)):
+        without = own_rows(batch, batch.batch_sizes[0] if batch.T else 0)
+        for i in range(without, own_rows(batch, batch.B) if team.begin == 0 else 0):
             index = batch.sorted_indices[own_row(batch, i)]
             copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(state_row(states.h_0, states.zeros, index, P)), P * item)
             if has_c:
@@ -241,10 +287,12 @@ def entry(code, bits):
     as_floats, as_rows = (as_float32, as_float32_rows) if bits == 32 else (as_float64, as_float64_rows)
 
     @helper
-    def run(call, batch, workspace):
+    def run(call, batch, team, workspace, common):
         H, P = call.H, call.P
         rows, blocks = max(own_rows(batch, batch.B), AHEAD), -(-H // lanes)
         aside = as_floats(workspace)
+        if has_c and not is_null(call.projection):
+            aside = advance(aside, rows * H)
         zeros = advance(aside, AHEAD * sums * blocks * lanes)
         for k in range(max(H, P)):
             zeros[k] = 0
@@ -252,11 +300,11 @@ def entry(code, bits):
         tables = as_rows(as_bytes(advance(zeros, (max(H, P) + 1) // 2 * 2)))
         unprojected = advance(tables, 5 * rows)
         if has_c and not is_null(call.projection):
-            first = as_floats(as_bytes(advance(unprojected, rows)))
             for i in range(rows):
-                unprojected[i] = advance(first, i * H)
+                unprojected[i] = advance(as_floats(common), i * H)
         run_share(
             batch,
+            team,
             Rows(as_floats(call.x), call.x_row_bytes // item, call.x_step_bytes // item),
             Rows(as_floats(call.out), call.out_row_bytes // item, call.out_step_bytes // item),
             states,
@@ -277,31 +325,41 @@ tanh_32, tanh_64 = entry(blocks.RNN_TANH, 32), entry(blocks.RNN_TANH, 64)
 relu_32, relu_64 = entry(blocks.RNN_RELU, 32), entry(blocks.RNN_RELU, 64)
 
 
+@helper
+def run_cell(cell, item_bytes, call, batch, team, own, common):
+    if cell == blocks.LSTM:
+        if item_bytes == 4:
+            lstm_32(call, batch, team, own, common)
+        else:
+            lstm_64(call, batch, team, own, common)
+    elif cell == blocks.GRU:
+        if item_bytes == 4:
+            gru_32(call, batch, team, own, common)
+        else:
+            gru_64(call, batch, team, own, common)
+    elif cell == blocks.RNN_TANH:
+        if item_bytes == 4:
+            tanh_32(call, batch, team, own, common)
+        else:
+            tanh_64(call, batch, team, own, common)
+    elif item_bytes == 4:
+        relu_32(call, batch, team, own, common)
+    else:
+        relu_64(call, batch, team, own, common)
+
+
 @kernel(blocks.Recur)
 def recur(
     begin, end, cell, item_bytes, reverse, F, H, P, panels, projection, sorted_indices, batch_sizes, B, T, x, x_row_bytes, x_step_bytes,
-    out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, workspace, workspace_bytes, shares
+    out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, workspace, workspace_bytes, arrivals, shares
 ):  # fmt: skip
     call = Call(F, H, P, panels, projection, x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n)
-    for share in range(begin, end):
-        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, share, shares)
-        own = advance(workspace, share * workspace_bytes)
-        if cell == blocks.LSTM:
-            if item_bytes == 4:
-                lstm_32(call, batch, own)
-            else:
-                lstm_64(call, batch, own)
-        elif cell == blocks.GRU:
-            if item_bytes == 4:
-                gru_32(call, batch, own)
-            else:
-                gru_64(call, batch, own)
-        elif cell == blocks.RNN_TANH:
-            if item_bytes == 4:
-                tanh_32(call, batch, own)
-            else:
-                tanh_64(call, batch, own)
-        elif item_bytes == 4:
-            relu_32(call, batch, own)
-        else:
-            relu_64(call, batch, own)
+    if is_null(arrivals):
+        for share in range(begin, end):
+            batch = Batch(sorted_indices, batch_sizes, B, T, reverse, share, shares)
+            own = advance(workspace, share * workspace_bytes)
+            run_cell(cell, item_bytes, call, batch, Team(arrivals, 0, 1, 1), own, own)
+    else:
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0, 1)
+        team = Team(arrivals, begin, end, shares)
+        run_cell(cell, item_bytes, call, batch, team, advance(workspace, begin * workspace_bytes), workspace)

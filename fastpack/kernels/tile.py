@@ -99,24 +99,30 @@ class Tile:
         k = builder.phi(I64)
         k.add_incoming(number(0), before)
         live = [self._phi(value, before) for value in sums]
-        loaded = {}
-        starts_ = []
-        for j, weight in enumerate(weights):
-            start = self.at(weight, builder.mul(k, number(len(gates) * lanes)))
-            starts_.append(start)
-            for g in range(len(gates)):
-                loaded[j, g] = self.load(self.at(start, g * lanes))
+        new = [Vector(builder, phi, self.kind) for phi in live]
+        starts = [self.at(weight, builder.mul(k, number(len(gates) * lanes))) for weight in weights]
         if distance is not None:
-            for start in starts_:
+            for start in starts:
                 for g in range(len(gates)):
                     self.prefetch(self.at(self.at(start, distance), g * lanes))
-        new = [Vector(builder, phi, self.kind) for phi in live]
-        for r, row in enumerate(rows):
-            item = self.spread(self.at(row, k))
-            for j in range(self.blocks):
-                for g, target in enumerate(gates):
-                    place = self.place(r, j, target)
-                    new[place] = fma(item, loaded[j, g], new[place])
+
+        def item(r: int) -> Vector:
+            return self.spread(self.at(rows[r], k))
+
+        def factor(j: int, g: int) -> Vector:
+            return self.load(self.at(starts[j], g * lanes))
+
+        factors = [(j, g) for j in range(self.blocks) for g in range(len(gates))]
+        # the smaller side is loaded first and stays, the other comes one by one: otherwise sums spill out of the registers
+        if self.rows <= len(factors):
+            items = [item(r) for r in range(self.rows)]
+            pairs = (((r, j, g), items[r], loaded) for j, g in factors for loaded in [factor(j, g)] for r in range(self.rows))
+        else:
+            weights_ = {jg: factor(*jg) for jg in factors}
+            pairs = (((r, j, g), loaded, weights_[j, g]) for r in range(self.rows) for loaded in [item(r)] for j, g in factors)
+        for (r, j, g), a, b in pairs:
+            place = self.place(r, j, gates[g])
+            new[place] = fma(a, b, new[place])
         following = builder.add(k, number(1))
         k.add_incoming(following, loop)
         for phi, value in zip(live, new, strict=True):
