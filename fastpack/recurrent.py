@@ -151,6 +151,7 @@ def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
                 c_n=c_n,
                 workspace=address(call.workspace),
                 workspace_bytes=call.workspace.strides[0],
+                arrivals=0,
                 shares=len(call.workspace),
             )
         )

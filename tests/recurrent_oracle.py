@@ -13,6 +13,7 @@ from fastpack import Packed, blocks, machine, pack, reference
 from fastpack.cells import CELLS, lanes, panel_items, workspace_items
 from fastpack.checks import address
 from fastpack.recurrent import Recurrent
+from fastpack.threads import run_shares
 from tests.guarded import Place, as_it_is
 from tests.oracle import assert_same_bytes
 
@@ -137,8 +138,12 @@ def run_kernel(
     reverse: int,
     shares: int = 1,
     place: Place = as_it_is,
+    together: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Run the kernels in one direction; x is packed (N, F), or padded, row r of step t being x[r, t], and out is alike."""
+    """Run the kernels in one direction; x is packed (N, F), or padded, row r of step t being x[r, t], and out is alike.
+
+    The shares are of sequences, one after another, or of hidden units, all `together` in threads.
+    """
     item, (P, H) = x.itemsize, weights["weight_hr"].shape if "weight_hr" in weights else weights["weight_hh"].shape[1:] * 2
     biases = weights.get("bias_ih"), weights.get("bias_hh")
     panels = run_pack_panels(kind.cell, weights["weight_ih"], weights["weight_hh"], *biases, place)
@@ -149,7 +154,9 @@ def run_kernel(
     out = wide[..., reverse * P : (1 + reverse) * P]
     before = [place(state, item) for state in states]
     after = [place(np.full((B, width), np.nan, x.dtype), item) for width in (P, H)[: 1 + has_c]]
-    workspace = place(np.full((shares, workspace_items(kind.cell, -(-B // shares), H, P)), np.nan, x.dtype), 64)
+    rows = B if together else -(-B // shares)
+    workspace = place(np.full((shares, workspace_items(kind.cell, rows, H, P)), np.nan, x.dtype), 64)
+    arrivals = place(np.zeros(1, np.int64), 8) if together else None
     h_0, c_0, *_ = *map(address, before), 0, 0
     h_n, c_n, *_ = *map(address, after), 0
     block = blocks.Recur(
@@ -177,10 +184,14 @@ def run_kernel(
         c_n=c_n,
         workspace=address(workspace),
         workspace_bytes=workspace.strides[0],
+        arrivals=0 if arrivals is None else address(arrivals),
         shares=shares,
     )
-    for share in np.random.default_rng(shares).permutation(shares).tolist():
-        machine.run(block, share, share + 1)
+    if together:
+        run_shares([block], shares, None)
+    else:
+        for share in np.random.default_rng(shares).permutation(shares).tolist():
+            machine.run(block, share, share + 1)
     assert np.isnan(wide[..., (1 - reverse) * P : (2 - reverse) * P]).all()  # the other direction's half
     return out, after
 

@@ -136,6 +136,22 @@ def test_recur(kind: Kind, dtype: type, lengths: list[int], F: int, H: int, P: i
 
 @each_kind
 @each_dtype
+@pytest.mark.parametrize(("lengths", "F", "H", "P"), [([5], 3, 40, 9), ([2, 0, 7], 9, 21, 0), (MANY, 2, 70, 33)])
+def test_shares_of_hidden_units(kind: Kind, dtype: type, lengths: list[int], F: int, H: int, P: int):
+    P = P if kind.name == "LSTM" else 0
+    weights, indices = of_direction(weights_of(kind, F, H, P, dtype=dtype), "_l0"), layout(lengths)
+    x, states = batch_of(lengths, F, dtype).data, [state[0] for state in states_of(kind, 1, len(lengths), H, P, dtype)]
+    for reverse, shares in product((0, 1), (1, 2, 3)):
+        expected, expected_after = run_kernel(kind, weights, x, indices, states, reverse)
+        canaries = Canaries()
+        out, after = run_kernel(kind, weights, x, indices, states, reverse, shares, canaries, together=True)
+        canaries.check()
+        for one, other in zip([out, *after], [expected, *expected_after], strict=True):
+            assert one.tobytes() == other.tobytes(), f"{shares} shares"
+
+
+@each_kind
+@each_dtype
 def test_rows_of_a_padded_batch(kind: Kind, dtype: type):
     F, H = 3, 19
     weights = of_direction(weights_of(kind, F, H, dtype=dtype), "_l0")
