@@ -162,7 +162,9 @@ class LSTM(Recurrent):
     """torch.nn.LSTM's forward pass, in evaluation mode.
 
     Made by :meth:`from_state_dict`, which copies the weights: what becomes of the mapping's arrays later has no effect.
-    Outputs are bit-identical whatever else is in the batch, and with any number of threads.
+    Outputs are bit-identical whatever else is in the batch, and with any number of threads. Beside its results a call needs
+    O(B H) of memory, and for layers upon each other one more array of the output's size. A layer may be called by several
+    threads at once, copied and pickled, also to a machine of another CPU level.
 
     Examples
     --------
