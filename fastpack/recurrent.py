@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastpack import blocks, checks
-from fastpack.cells import workspace_items
+from fastpack.cells import shares_units, workspace_items
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed, checked
 from fastpack.threads import run_shares
@@ -28,6 +28,7 @@ class Call(NamedTuple):
     before: Sequence[Array | None]  # h_0 (L * D, B, P), and c_0 (L * D, B, H) if the cell has a c; in the caller's order, None for zeros
     after: Sequence[Array]  # h_n, c_n
     workspace: Array  # (shares, items)
+    arrivals: Int64Array | None  # (L * D,), zeros: where shares are of hidden units, which wait for each other
 
 
 class Recurrent:
@@ -95,8 +96,11 @@ class Recurrent:
         data, batch_sizes, order, _lengths = checked(packed)
         x, B, widths = checks.features(data, F, dtype), len(order), (P, H)[: len(states)]
         shapes = [(structure.L * structure.D, B, width) for width in widths]
-        # those without steps need no thread
-        shares = min(checks.count(num_threads, "num_threads", 1), int(batch_sizes[0]) if len(batch_sizes) else 1)
+        shares, most = checks.count(num_threads, "num_threads", 1), int(batch_sizes[0]) if len(batch_sizes) else 1
+        of_units = shares_units(self._stack.cell, H, P, dtype.itemsize, shares)
+        if not of_units:
+            shares = min(shares, most)  # a sequence without steps needs no thread
+        rows = B if of_units else -(-B // shares)
         call = Call(
             x=x,
             batch_sizes=batch_sizes,
@@ -107,16 +111,18 @@ class Recurrent:
                 for state, name, shape in zip(states, ("h_0", "c_0"), shapes, strict=False)
             ],
             after=[checks.empty(shape, dtype, "the state") for shape in shapes],
-            workspace=aligned((shares, workspace_items(self._stack.cell, -(-B // shares), H, P)), dtype),
+            workspace=aligned((shares, workspace_items(self._stack.cell, rows, H, P)), dtype),
+            arrivals=np.zeros(len(self._stack.panels), np.int64) if of_units else None,
         )
-        run_shares(blocks_of(self._stack, call), shares, (self._stack, call))
+        run_shares(blocks_of(self._stack, call), shares, call.arrivals, (self._stack, call))
         return packed._replace(data=call.outs[(structure.L - 1) % 2]), call.after
 
 
 def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
     """Return the blocks of all directions of all layers, in the order in which they run.
 
-    Each share reads and writes rows of its own only, in all layers: so no share has to wait for another between them.
+    A share of sequences reads and writes rows of its own only, in all layers; shares of hidden units have waited for each other
+    when a layer's last step ends: so none has to wait between layers.
     """
     D, item = stack.structure.D, stack.dtype.itemsize
     found = []
@@ -151,7 +157,7 @@ def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
                 c_n=c_n,
                 workspace=address(call.workspace),
                 workspace_bytes=call.workspace.strides[0],
-                arrivals=0,
+                arrivals=0 if call.arrivals is None else address(call.arrivals) + 8 * k,
                 shares=len(call.workspace),
             )
         )
@@ -213,7 +219,7 @@ class LSTM(Recurrent):
             (L * D, B, P) and (L * D, B, H), in the caller's order of sequences, for L layers of D directions, H the hidden
             size and P the projection's, if there is one, else H. None, for both or for one, is zeros.
         num_threads : int
-            How many threads share the sequences; no more than there are sequences with a step.
+            How many threads share the sequences, or the hidden units where there are many.
 
         Returns
         -------
