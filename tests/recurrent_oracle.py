@@ -188,7 +188,7 @@ def run_kernel(
         shares=shares,
     )
     if together:
-        run_shares([block], shares, None)
+        run_shares([block], shares, None, None)
     else:
         for share in np.random.default_rng(shares).permutation(shares).tolist():
             machine.run(block, share, share + 1)

@@ -22,7 +22,7 @@ def test_each_share_does_every_step_in_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(threads, "run", lambda step, begin, end: done.append((step, begin, end, _thread.get_ident())))
     for shares in (1, 2, 5):
         done.clear()
-        threads.run_shares([10, 20, 30], shares, None)
+        threads.run_shares([10, 20, 30], shares, None, None)
         for share in range(shares):
             own = [item for item in done if item[1] == share]
             assert [item[:3] for item in own] == [(step, share, share + 1) for step in (10, 20, 30)]
@@ -51,7 +51,7 @@ def test_an_error_in_any_thread_is_raised(failing: int, error: BaseException, mo
 
     monkeypatch.setattr(threads, "run", run_step)
     with pytest.raises(type(error)) as raised:
-        threads.run_shares(range(1000), 4, None)
+        threads.run_shares(range(1000), 4, None, None)
     assert raised.value is error
     time.sleep(0.2)
     assert len(done) <= 3  # the others ended with the step that they were in
@@ -63,8 +63,8 @@ def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(threads, "start_new_thread", start_new_thread)
     with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
-        threads.run_shares([], 2, None)
-    threads.run_shares([], 1, None)
+        threads.run_shares([], 2, None, None)
+    threads.run_shares([], 1, None, None)
 
 
 def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
