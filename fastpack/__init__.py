@@ -3,8 +3,26 @@
 This is the NumPy level, which imports NumPy alone. `fastpack.torch` speaks torch's names and tensors.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fastpack.packed import Layout, Packed
 from fastpack.packing import pack, pack_padded, pack_ragged, pad, unpack, unpack_ragged
 
+if TYPE_CHECKING:
+    from fastpack.recurrent import GRU, LSTM, RNN
+
 __version__ = "0.1.0"
-__all__ = ["Layout", "Packed", "pack", "pack_padded", "pack_ragged", "pad", "unpack", "unpack_ragged"]
+__all__ = ["GRU", "LSTM", "RNN", "Layout", "Packed", "pack", "pack_padded", "pack_ragged", "pad", "unpack", "unpack_ragged"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the layers when they are first asked for: they would add a fifth to the time of `import fastpack`."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastpack import recurrent
+
+    return getattr(recurrent, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

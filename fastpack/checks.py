@@ -25,7 +25,7 @@ def array(value: Any, name: str, wanted: str = ROWS) -> Array:
     """Return `value` as a plain array of values that can be moved as bytes."""
     if type(value) is not np.ndarray:
         if value is None or isinstance(value, (str, bytes, dict, set, frozenset)):
-            raise TypeError(f"{name} is {_described(value)}, not {wanted}")
+            raise TypeError(f"{name} is {described(value)}, not {wanted}")
         if any(map(_is_masked, value)) if isinstance(value, (list, tuple)) else _is_masked(value):
             raise TypeError(f"{name} is a masked array, whose mask would be lost: pass .filled(...) or .compressed() of it")
         given = value
@@ -36,7 +36,7 @@ def array(value: Any, name: str, wanted: str = ROWS) -> Array:
         except (TypeError, RuntimeError) as error:  # as of a tensor that NumPy cannot hold, or that is part of a graph
             raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
         if value.dtype == object and value.ndim == 0:
-            raise TypeError(f"{name} is {_described(given)}, not {wanted}")
+            raise TypeError(f"{name} is {described(given)}, not {wanted}")
     if value.dtype.hasobject:
         raise TypeError(
             f"{name} is of dtype {value.dtype}, whose values are references to Python objects: convert it to a dtype of fixed size"
@@ -127,9 +127,9 @@ def sequences(value: Iterable[Any]) -> tuple[list[Array], Headers]:
     """Return the arrays of a list of sequences, all of one dtype and one trailing shape, and where their rows are."""
     # an array or a tensor of one value says that it is iterable
     if isinstance(value, (str, bytes, dict, set, frozenset)) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
-        raise TypeError(f"sequences is {_described(value)}, not a list of arrays: pass a list with one array a sequence")
+        raise TypeError(f"sequences is {described(value)}, not a list of arrays: pass a list with one array a sequence")
     if hasattr(value, "batch_sizes"):
-        raise TypeError(f"sequences is {_described(value)}, which is packed already: take it apart with unpack first")
+        raise TypeError(f"sequences is {described(value)}, which is packed already: take it apart with unpack first")
     arrays = list(value)
     if not set(map(type, arrays)) <= {np.ndarray}:
         arrays = _converted(arrays)
@@ -199,6 +199,30 @@ def layout(batch_sizes: Any, sorted_indices: Any, unsorted_indices: Any, N: int)
             "each must be the inverse permutation of the other"
         )
     return sizes, order, places, lengths
+
+
+def features(data: Array, F: int, dtype: np.dtype[Any]) -> Array:
+    """Return rows (N, F) whose items lie side by side, copied only where they do not."""
+    if data.dtype != dtype:
+        raise TypeError(
+            f"data is of dtype {data.dtype}, but the layer's weights are of {dtype}: convert one, as by packed.data.astype(np.{dtype})"
+        )
+    if data.ndim != 2 or data.shape[1] != F:
+        raise ValueError(f"data has the shape {data.shape}, but needs (rows, input_size), and the layer's input_size is {F}")
+    row_bytes, item_bytes = data.strides
+    if data.flags.aligned and (F == 1 or item_bytes == data.itemsize) and row_bytes >= F * data.itemsize:
+        return data
+    return np.array(data, order="C")  # not np.ascontiguousarray, which would leave a single row's odd stride as it is
+
+
+def state(value: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an initial state, contiguous."""
+    found = array(value, name)
+    if found.dtype != dtype:
+        raise TypeError(f"{name} is of dtype {found.dtype}, but the layer's weights are of {dtype}: convert it, as by .astype(np.{dtype})")
+    if found.shape != shape:
+        raise ValueError(f"{name} has the shape {found.shape}, but needs (layers times directions, sequences, width), here {shape}")
+    return np.require(found, requirements=["C", "A"])
 
 
 def padding(value: Any, dtype: np.dtype[Any], name: str = "padding_value") -> Array:
@@ -304,6 +328,7 @@ def _is_masked(value: Any) -> bool:
     return isinstance(value, np.ndarray) and hasattr(value, "mask")  # without importing numpy.ma
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Return what kind of object `value` is."""
     kind = type(value).__name__
     return "None" if value is None else f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

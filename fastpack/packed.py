@@ -198,6 +198,15 @@ class Layout:
         return f"Layout({self.num_sequences} sequences, up to {self.num_steps} steps, {self.num_rows} rows)"
 
 
+def checked(packed: Packed) -> tuple[Array, Int64Array, Int64Array, Int64Array]:
+    """Return data, batch_sizes, sorted_indices and lengths of what is a packed batch indeed."""
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed is a {type(packed).__name__}, not a Packed: make one by pack, pack_padded or pack_ragged")
+    data = checks.rows(packed.data, "data")
+    sizes, order, _, lengths = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
+    return data, sizes, order, lengths
+
+
 def sort_by_length(lengths: Int64Array, T: int) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
     """Return batch_sizes (T,), sorted_indices (B,), unsorted_indices (B,) and ragged offsets (B + 1,) of checked lengths."""
     batch_sizes = checks.empty((T,), np.int64, "batch_sizes")

@@ -17,7 +17,7 @@ from fastpack.checks import Array, Int64Array, address
 from fastpack.layout import LengthFacts
 from fastpack.machine import run
 from fastpack.moves import Source, gather_block
-from fastpack.packed import Packed, offsets_of, sort_by_length
+from fastpack.packed import Packed, checked, offsets_of, sort_by_length
 
 
 def pack(sequences: Iterable[Any]) -> Packed:
@@ -178,7 +178,7 @@ def pad(
     >>> ["".join(row) for row in padded], lengths.tolist()
     (['abc-', 'x---'], [3, 1])
     """
-    data, sizes, order, lengths = _checked(packed)
+    data, sizes, order, lengths = checked(packed)
     T = _padded_steps(len(sizes), total_length, checks.count(multiple_of, "multiple_of", 1))
     after = int(checks.choice(padding_side, "padding_side", ("right", "left")) == "right")
     padding_row = np.frombuffer(checks.padding(padding_value, data.dtype).tobytes() * prod(data.shape[1:]), np.uint8)
@@ -258,7 +258,7 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     >>> "".join(values), offsets.tolist()
     ('abcx', [0, 3, 4])
     """
-    data, sizes, order, lengths = _checked(packed)
+    data, sizes, order, lengths = checked(packed)
     offsets = offsets_of(lengths)
     values = checks.empty(data.shape, data.dtype, "values")
     if values.nbytes:
@@ -277,18 +277,11 @@ def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array, facts: Leng
 
 
 def _unpack(data: Array, order: Int64Array, batch_sizes: Int64Array, first_rows: Int64Array, step_bytes: int) -> None:
-    """Move the rows of `data` (N, ...), C-contiguous, to sequences that begin at `first_rows`."""
+    """Move the rows of `data` (N, ...) to sequences that begin at `first_rows`."""
+    data = np.ascontiguousarray(data)
     T, N = len(batch_sizes), len(data)
     row_bytes = data.nbytes // N if N else 0  # not a stride: that of a single row may be anything
     run(blocks.UnpackListed(address(first_rows), step_bytes, row_bytes, address(order), address(batch_sizes), T, address(data)), 0, N)
-
-
-def _checked(packed: Packed) -> tuple[Array, Int64Array, Int64Array, Int64Array]:
-    if not isinstance(packed, Packed):
-        raise TypeError(f"packed is a {type(packed).__name__}, not a Packed: make one by pack, pack_padded or pack_ragged")
-    data = checks.rows(packed.data, "data")
-    sizes, order, _, lengths = checks.layout(packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, len(data))
-    return np.ascontiguousarray(data), sizes, order, lengths
 
 
 def _padded_steps(longest: int, total_length: int | None, multiple_of: int) -> int:

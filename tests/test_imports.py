@@ -13,7 +13,10 @@ from tests.conftest import Child
 
 ROOT = Path(machine.PACKAGE)
 # modules of the NumPy level, present and planned, lowest first
-NUMPY_LEVEL = ["layout", "headers", "checks", "moves", "packed", "packing", "sequences", "recurrent", "sampling", "arrow"]
+NUMPY_LEVEL = [
+    *("layout", "headers", "checks", "moves", "packed", "packing", "sequences"),
+    *("cells", "weights", "threads", "recurrent", "sampling", "arrow"),
+]
 PROGRAM = ["cli", "about", "demo", "__main__"]  # what runs as a program: it may import anything
 
 
@@ -172,6 +175,10 @@ before = set(sys.modules)
 import fastpack
 if {pack}:
     fastpack.unpack(fastpack.pack([np.arange(3.0), np.arange(2.0)]))
+if {run}:
+    one = np.ones((1, 1))
+    layer = fastpack.RNN.from_state_dict({{"weight_ih_l0": one, "weight_hh_l0": one}}, nonlinearity="relu")
+    layer(fastpack.pack([np.ones((3, 1)), np.ones((2, 1))]), num_threads=2)
 new = set(sys.modules) - before
 print(*sorted(name for name in new if name.partition(".")[0] != "fastpack"))
 print(*sorted(name for name in new if name.partition(".")[0] == "fastpack"))
@@ -180,20 +187,22 @@ print(*sorted(name for name in new if name.partition(".")[0] == "fastpack"))
 SLOW = {"asyncio", "concurrent", "email", "importlib.metadata", "inspect", "logging", "multiprocessing", "pathlib", "shutil", "subprocess"}
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, child: Child) -> None:
-    foreign, own = (line.split() for line in child(FRESH.format(pack=pack)).splitlines())
+@pytest.mark.parametrize(("pack", "run"), [(False, False), (True, False), (True, True)])
+def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, run: bool, child: Child) -> None:
+    foreign, own = (line.split() for line in child(FRESH.format(pack=pack, run=run)).splitlines())
     assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names - {"numpy"}
     assert not SLOW & set(foreign)
     assert not [name for name in own if within(name, ours("kernels", "compiler", "fallback", "torch", "show", "reference", *PROGRAM))]
     assert {"fastpack", "fastpack.packing"} <= set(own)
+    assert ("fastpack.recurrent" in own) == run
 
 
 def test_what_is_loaded_is_seen(child: Child) -> None:
     foreign, own = (
         line.split()
         for line in child(
-            "import rich, logging, fastpack.reference\n" + FRESH.format(pack=False).replace("before = set(sys.modules)", "before = set()")
+            "import rich, logging, fastpack.reference\n"
+            + FRESH.format(pack=False, run=False).replace("before = set(sys.modules)", "before = set()")
         ).splitlines()
     )
     assert "rich" in {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
@@ -204,7 +213,8 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
 def test_kernels_from_the_cache_are_loaded_without_numba(child: Child, good_code: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o700)
     fallback._write(tmp_path / "cache" / fallback.cache_name(machine.supported_levels()[-1]), good_code)
-    code = FRESH.format(pack=True) + "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
+    code = FRESH.format(pack=True, run=False)
+    code += "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
     code = code.replace("import fastpack\n", "import fastpack\nfrom fastpack import machine\n")
     last = child(code, FASTPACK_KERNELS="jit", FASTPACK_CACHE_DIR=tmp_path / "cache").splitlines()[-1]
     assert last == "False True the highest level of this CPU; FASTPACK_KERNELS=jit; compiled here"
@@ -230,6 +240,11 @@ for again in (fastpack.pack_padded(padded, lengths), fastpack.pack_ragged(values
     assert "".join(again.data) == "axbc" and again.batch_sizes.tolist() == [2, 1, 1]
 assert [item.tolist() for item in fastpack.unpack(packed)] == [["a", "b", "c"], ["x"]]
 assert ["".join(row) for row in padded] == ["abc-", "x---"]
+one = np.ones((1, 1))
+running_sum = fastpack.RNN.from_state_dict({"weight_ih_l0": one, "weight_hh_l0": one}, nonlinearity="relu")
+for num_threads in (1, 2):
+    output, h_n = running_sum(fastpack.pack([np.ones((3, 1)), np.full((1, 1), 9.0)]), num_threads=num_threads)
+    assert output.data.ravel().tolist() == [1, 9, 2, 3] and h_n.ravel().tolist() == [3, 9]
 assert "<" in packed._repr_html_() and "2 sequences" in repr(packed)
 print(machine.library().reason)
 """

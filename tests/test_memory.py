@@ -1,4 +1,4 @@
-"""What packing and unpacking take in memory: the result, and O(B + T) beside it; and that nothing beside it is written."""
+"""What calls take in memory: the result, and O(B + T) beside it, a layer O(B H); and that nothing beside it is written."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastpack
+from tests.recurrent_oracle import KINDS, layer_of, weights_of
 
 B, T, D = 256, 500, 40
 
@@ -53,6 +54,19 @@ def test_a_copy_would_be_noticed(sequences: list[np.ndarray]):
     packed = fastpack.pack(sequences)
     assert peak(lambda: fastpack.pack([item.copy() for item in sequences])) > 1.9 * packed.data.nbytes
     assert peak(lambda: fastpack.pack_padded(*fastpack.pad(packed))) > 1.9 * packed.data.nbytes
+
+
+def test_a_layer_needs_its_result_alone(sequences: list[np.ndarray]):
+    packed = fastpack.pack(sequences)
+    wide = packed._replace(data=np.ones((len(packed.data), D + 3), np.float32)[:, 1 : 1 + D])
+    for name, kind in KINDS.items():
+        for L, directions in [(1, 1), (1, 2), (2, 1), (3, 2)]:
+            layer = layer_of(kind, weights_of(kind, D, 16, L=L, D=directions))
+            for batch, num_threads in [(packed, 1), (packed, 2), (wide, 1)]:
+                output, _ = layer(batch, num_threads=num_threads)
+                factor = peak(lambda layer=layer, batch=batch, n=num_threads: layer(batch, num_threads=n)) / output.data.nbytes
+                # layers upon each other pass rows on in one more of the kind
+                assert min(L, 2) <= factor < min(L, 2) + 0.06, (name, L, directions, factor)
 
 
 def test_a_single_packed_row_of_any_stride():

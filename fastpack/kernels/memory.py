@@ -47,7 +47,8 @@ def _caster(result: Any) -> Any:
 
 as_bytes = _caster(types.CPointer(types.uint8))
 as_float32, as_float64 = _caster(types.CPointer(types.float32)), _caster(types.CPointer(types.float64))
-as_float32_rows, as_float64_rows = _caster(types.CPointer(types.CPointer(types.float32))), _caster(types.CPointer(types.CPointer(types.float64)))
+as_float32_rows = _caster(types.CPointer(types.CPointer(types.float32)))
+as_float64_rows = _caster(types.CPointer(types.CPointer(types.float64)))
 
 
 def _copier(width: int) -> Any:

@@ -8,22 +8,27 @@ its time loading weights for one or two rows: so there the inputs of several ste
 from typing import Any, NamedTuple
 
 from fastpack import blocks
+from fastpack.kernels.cells import CELLS
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_bytes, as_float32, as_float32_rows, as_float64, as_float64_rows, copy_row, is_null
-from fastpack.kernels.waiting import count_up, counted, give_way, pause
-from fastpack.kernels.cells import CELLS
+from fastpack.kernels.shares import (
+    Batch,
+    Rows,
+    States,
+    Team,
+    first_step,
+    move_on,
+    own_row,
+    own_rows,
+    state_row,
+    step_after,
+    units_of,
+    wait_for_others,
+)
 from fastpack.kernels.simd import float_of
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
 
 AHEAD = blocks.AHEAD
-
-
-class Rows(NamedTuple):
-    """Rows of x or out: row r of a step is at `rows + step + r * row`, in items."""
-
-    rows: Any
-    row: int
-    step: int  # 0 where each step follows the rows of the one before
 
 
 class Call(NamedTuple):
@@ -44,108 +49,6 @@ class Call(NamedTuple):
     c_0: Any
     h_n: Any
     c_n: Any
-
-
-class States(NamedTuple):
-    """The states before and after, in the caller's order."""
-
-    h_0: Any  # (B, P), or null
-    c_0: Any  # (B, H), or null
-    h_n: Any  # (B, P)
-    c_n: Any  # (B, H), or null
-    zeros: Any  # a row of them
-
-
-class Batch(NamedTuple):
-    """The layout of the packed batch, and which of its rows a share owns."""
-
-    sorted_indices: Any  # (B,)
-    batch_sizes: Any  # (T,)
-    B: int
-    T: int
-    reverse: int
-    share: int
-    shares: int
-
-
-class Team(NamedTuple):
-    """Which hidden units a call does: those of shares begin..end of all, or all of them where there are no arrivals."""
-
-    arrivals: Any  # (1,), or null
-    begin: int
-    end: int
-    shares: int
-
-
-class Units(NamedTuple):
-    """The hidden units, and which blocks of them this call does."""
-
-    H: int
-    first: int
-    stop: int
-
-
-@helper
-def units_of(team, H, lanes):
-    # the hidden blocks that this call does, first and last + 1
-    blocks = -(-H // lanes)
-    if is_null(team.arrivals):
-        return Units(H, 0, blocks)
-    return Units(H, blocks * team.begin // team.shares, blocks * team.end // team.shares)
-
-
-@helper
-def wait_for_others(team, steps):
-    # `steps` ended so far. Waiting for a thread that has lost its core must not keep it from getting it back.
-    if not is_null(team.arrivals):
-        count_up(team.arrivals, team.end - team.begin)
-        looks = 0
-        while counted(team.arrivals) < steps * team.shares:
-            looks += 1
-            if looks < 4096:
-                pause()
-            else:
-                give_way()
-
-
-@helper
-def own_row(batch, i):
-    # to and fro: the shares of 0 1 1 0 0 1 differ by less than those of 0 1 0 1 0 1
-    return i * batch.shares + (batch.share if i % 2 == 0 else batch.shares - 1 - batch.share)
-
-
-@helper
-def own_rows(batch, size):
-    # of a step with `size` rows, how many are this share's
-    whole = size // batch.shares
-    return whole + (1 if own_row(batch, whole) < size else 0)
-
-
-@helper
-def step_after(batch, t):
-    return t - 1 if batch.reverse else t + 1
-
-
-@helper
-def move_on(batch, t, rows, step):
-    # from the address of step t to that of the step after, which in reverse is t - 1
-    size = batch.batch_sizes[t - 1 if batch.reverse else t]
-    items = rows.step if rows.step else rows.row * size
-    return advance(step, -items if batch.reverse else items)
-
-
-@helper
-def first_step(batch, rows):
-    step = rows.rows
-    if batch.reverse:
-        for t in range(batch.T - 1):
-            step = advance(step, rows.step if rows.step else rows.row * batch.batch_sizes[t])
-    return step
-
-
-@helper
-def state_row(state, zeros, index, items):
-    return zeros if is_null(state) else advance(state, index * items)
 
 
 def over_rows(tile, lanes):
@@ -211,7 +114,7 @@ def recurrence(code, bits):
             if more:
                 step = move_on(batch, t, x, step)
                 n = own_rows(batch, batch.batch_sizes[following])
-                more = 0 < n and count + n <= AHEAD
+                more = n > 0 and count + n <= AHEAD
                 t = following
         tiles, aside_row = -(-count // ROWS), -(-units.H // lanes) * sums * lanes
         for j in range(units.first, units.stop):
@@ -223,24 +126,41 @@ def recurrence(code, bits):
         return count
 
     @helper
+    def begin_rows(first, n, batch, states, tables, H, P):
+        for i in range(first, n):
+            index = batch.sorted_indices[own_row(batch, i)]
+            tables.h[i] = state_row(states.h_0, states.zeros, index, P)
+            if has_c:
+                tables.c_before[i] = state_row(states.c_0, states.zeros, index, H)
+                tables.c[i] = advance(states.c_n, index * H)  # where it stays from step to step
+
+    @helper
+    def end_rows(first, n, batch, states, tables, P):
+        for i in range(first, n):
+            index = batch.sorted_indices[own_row(batch, i)]
+            copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(tables.out[i]), P * item)
+
+    @helper
+    def keep_states(first, n, batch, states, H, P):
+        # sequences without any step
+        for i in range(first, n):
+            index = batch.sorted_indices[own_row(batch, i)]
+            copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(state_row(states.h_0, states.zeros, index, P)), P * item)
+            if has_c:
+                copy_row(as_bytes(advance(states.c_n, index * H)), as_bytes(state_row(states.c_0, states.zeros, index, H)), H * item)
+
+    @helper
     def run_share(batch, team, x, out, states, panels, tables, unprojected, project, aside, H):
-        begun, left, done, ended = 0, 0, 0, 0
         P, aside_row, units = panels.P, -(-H // lanes) * sums * lanes, units_of(team, H, lanes)
+        begun = left = done = waits = 0  # rows with a step so far; rows still ahead and rows used of them
         t = batch.T - 1 if batch.reverse else 0
         x_step, out_step = first_step(batch, x), first_step(batch, out)
         while 0 <= t < batch.T:
             n = own_rows(batch, batch.batch_sizes[t])
-            fresh = begun
-            while begun < n:
-                index = batch.sorted_indices[own_row(batch, begun)]
-                tables.h[begun] = state_row(states.h_0, states.zeros, index, P)
-                if has_c:
-                    tables.c_before[begun] = state_row(states.c_0, states.zeros, index, H)
-                    tables.c[begun] = advance(states.c_n, index * H)
-                begun += 1
+            begin_rows(begun, n, batch, states, tables, H, P)
             for i in range(n):
                 tables.out[i] = advance(out_step, own_row(batch, i) * out.row)
-            if left == 0 and 0 < n and 2 * n <= AHEAD:
+            if left == 0 and n > 0 and 2 * n <= AHEAD:
                 left, done = run_ahead(t, x, x_step, tables.x, batch, panels, aside, units), 0
             if left > 0:
                 starts = Starts(advance(aside, done * aside_row), aside_row, sums * lanes, 0)
@@ -249,36 +169,29 @@ def recurrence(code, bits):
                 starts = Starts(panels.panel, 0, panels.block, panels.F)
                 for i in range(n):
                     tables.x[i] = advance(x_step, own_row(batch, i) * x.row)
-            if n > 0:
-                if has_c and not is_null(project.panel):
-                    run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, units, ended % 2)
-                    ended += 1
-                    wait_for_others(team, ended)
-                    begin = Starts(project.panel, 0, project.block, project.F)
-                    run_projection(n, Tables(unprojected, unprojected, tables.out, unprojected, unprojected), begin, project, units_of(team, P, lanes), 0)
-                else:
-                    run_step(n, tables, starts, panels, units, ended % 2)
-            ended += 1
-            wait_for_others(team, ended)
+            if has_c and not is_null(project.panel):
+                run_step(n, Tables(tables.x, tables.h, unprojected, tables.c_before, tables.c), starts, panels, units, t % 2)
+                waits = wait_for_others(team, waits)
+                begin = Starts(project.panel, 0, project.block, project.F)
+                rows = Tables(unprojected, unprojected, tables.out, unprojected, unprojected)
+                run_projection(n, rows, begin, project, units_of(team, P, lanes), t % 2)
+            else:
+                run_step(n, tables, starts, panels, units, t % 2)
+            waits = wait_for_others(team, waits)
             if has_c:
-                for i in range(fresh, n):
+                for i in range(begun, n):
                     tables.c_before[i] = tables.c[i]
+            begun = max(begun, n)
             following = step_after(batch, t)
             last = not 0 <= following < batch.T
-            ending = 0 if last else own_rows(batch, batch.batch_sizes[following])
-            for i in range(ending, n if team.begin == 0 else 0):
-                index = batch.sorted_indices[own_row(batch, i)]
-                copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(tables.out[i]), P * item)
+            if team.begin == 0:
+                end_rows(0 if last else own_rows(batch, batch.batch_sizes[following]), n, batch, states, tables, P)
             if not last:
                 x_step, out_step = move_on(batch, t, x, x_step), move_on(batch, t, out, out_step)
             tables = Tables(tables.x, tables.out, tables.h, tables.c_before, tables.c)
             t = following
-        without = own_rows(batch, batch.batch_sizes[0] if batch.T else 0)
-        for i in range(without, own_rows(batch, batch.B) if team.begin == 0 else 0):
-            index = batch.sorted_indices[own_row(batch, i)]
-            copy_row(as_bytes(advance(states.h_n, index * P)), as_bytes(state_row(states.h_0, states.zeros, index, P)), P * item)
-            if has_c:
-                copy_row(as_bytes(advance(states.c_n, index * H)), as_bytes(state_row(states.c_0, states.zeros, index, H)), H * item)
+        if team.begin == 0:
+            keep_states(own_rows(batch, batch.batch_sizes[0] if batch.T else 0), own_rows(batch, batch.B), batch, states, H, P)
 
     return run_share
 
@@ -291,20 +204,20 @@ def entry(code, bits):
 
     @helper
     def run(call, batch, team, workspace, common):
-        H, P = call.H, call.P
-        rows, blocks = max(own_rows(batch, batch.B), AHEAD), -(-H // lanes)
+        # a share's workspace: sums put aside, six tables, a row of zeros, rows to be projected; the last are the whole team's
+        H, P, rows = call.H, call.P, max(own_rows(batch, batch.B), AHEAD)
         aside = as_floats(workspace)
-        if has_c and not is_null(call.projection):
-            aside = advance(aside, rows * H)
-        zeros = advance(aside, AHEAD * sums * blocks * lanes)
+        kept = AHEAD * sums * -(-H // lanes) * lanes
+        tables = as_rows(advance(workspace, kept * item))
+        zeros = as_floats(as_bytes(advance(tables, 6 * rows)))
         for k in range(max(H, P)):
             zeros[k] = 0
-        states = States(as_floats(call.h_0), as_floats(call.c_0), as_floats(call.h_n), as_floats(call.c_n), zeros)
-        tables = as_rows(as_bytes(advance(zeros, (max(H, P) + 1) // 2 * 2)))
         unprojected = advance(tables, 5 * rows)
         if has_c and not is_null(call.projection):
+            first = as_floats(advance(common, kept * item + 6 * rows * 8 + max(H, P) * item))
             for i in range(rows):
-                unprojected[i] = advance(as_floats(common), i * H)
+                unprojected[i] = advance(first, i * H)
+        states = States(as_floats(call.h_0), as_floats(call.c_0), as_floats(call.h_n), as_floats(call.c_n), zeros)
         run_share(
             batch,
             team,

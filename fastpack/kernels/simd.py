@@ -42,18 +42,22 @@ class Float(NamedTuple):
 
     @property
     def item(self) -> ir.Type:
+        """LLVM's type of one number."""
         return ir.FloatType() if self.bits == 32 else ir.DoubleType()
 
     @property
     def integer(self) -> ir.Type:
+        """LLVM's type of an integer of the same width."""
         return ir.IntType(self.bits)
 
     @property
     def vector(self) -> ir.Type:
+        """LLVM's type of a vector of numbers."""
         return ir.VectorType(self.item, self.lanes)
 
     @property
     def integers(self) -> ir.Type:
+        """LLVM's type of a vector of such integers."""
         return ir.VectorType(self.integer, self.lanes)
 
 
@@ -188,3 +192,72 @@ def horner(x: Vector, *coefficients: float) -> Vector:
     for coefficient in coefficients[1:]:
         result = fma(result, x, coefficient)
     return result
+
+
+class Memory:
+    """Reads and writes vectors, none of which needs to be aligned."""
+
+    def __init__(self, builder: ir.IRBuilder, kind: Float) -> None:
+        self.builder, self.kind = builder, kind
+
+    def at(self, pointer: Any, items: Any) -> Any:
+        """Return the address so many items further on."""
+        return self.builder.gep(pointer, [number(items)], source_etype=self.kind.item)
+
+    def load(self, pointer: Any, mask: Any = None) -> Vector:
+        """Load a vector; under a mask, only its lanes, and zeros beside them."""
+        if mask is None:
+            return Vector(self.builder, self.builder.load(pointer, align=self.kind.bits // 8, typ=self.kind.vector), self.kind)
+        zeros = ir.Constant(self.kind.vector, [0.0] * self.kind.lanes)
+        loaded = self._intrinsic(f"llvm.masked.load.{self._vector_name}.p0", self.kind.vector, pointer, self._align, mask, zeros)
+        return Vector(self.builder, loaded, self.kind)
+
+    def store(self, value: Vector, pointer: Any, mask: Any = None) -> None:
+        """Store a vector, or only a mask's lanes of it."""
+        if mask is None:
+            self.builder.store(value.value, self.builder.bitcast(pointer, self.kind.vector.as_pointer()), align=self.kind.bits // 8)
+        else:
+            self._intrinsic(f"llvm.masked.store.{self._vector_name}.p0", ir.VoidType(), value.value, pointer, self._align, mask)
+
+    def spread(self, pointer: Any) -> Vector:
+        """Load one item into every lane."""
+        item = self.builder.load(pointer, align=self.kind.bits // 8, typ=self.kind.item)
+        return Vector(self.builder, self._in_each_lane(item, self.kind.vector), self.kind)
+
+    def first_lanes(self, count: Any) -> Any:
+        """Return the mask of the first `count` lanes, which may be more than there are."""
+        numbers = ir.Constant(ir.VectorType(I32, self.kind.lanes), list(range(self.kind.lanes)))
+        return self.builder.icmp_signed("<", numbers, self._in_each_lane(self.builder.trunc(count, I32), numbers.type))
+
+    def prefetch(self, pointer: Any) -> None:
+        """Have the line at this address, which may be anything, fetched into the first-level cache."""
+        read, keep, data = (ir.Constant(I32, flag) for flag in (0, 3, 1))
+        self._intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
+
+    @property
+    def _vector_name(self) -> str:
+        return f"v{self.kind.lanes}f{self.kind.bits}"
+
+    @property
+    def _align(self) -> Any:
+        return ir.Constant(I32, self.kind.bits // 8)
+
+    def _in_each_lane(self, item: Any, vector: ir.Type) -> Any:
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, item, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
+
+    def _intrinsic(self, name: str, result: ir.Type, *arguments: Any) -> Any:
+        module = self.builder.module
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(result, [argument.type for argument in arguments]), name=name)
+        kinds = function.function_type.args  # a pointer's may be to other items than where the function was declared
+        return self.builder.call(
+            function, [self.builder.bitcast(a, k) if a.type != k else a for a, k in zip(arguments, kinds, strict=True)]
+        )
+
+
+def number(value: Any) -> Any:
+    """Return an int64 of the IR, of a Python number or of what is one already."""
+    return ir.Constant(I64, value) if isinstance(value, int) else value

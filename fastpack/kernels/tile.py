@@ -13,9 +13,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastpack.kernels.cells import CELLS, Cell
-from fastpack.kernels.simd import I32, I64, REGISTER, Float, Vector, float_of, fma
+from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, fma, number
 
 ROWS = REGISTER.accumulators // 4  # the most rows of a tile
+EARLY = 8192  # bytes: how far ahead of their turn weights are prefetched. 4096 gained little, 16384 to 32768 lost 1 to 4 % at H = 512
 
 
 def wide_blocks(cell: Cell) -> int:
@@ -61,37 +62,36 @@ class Tile:
 
     def __init__(self, builder: ir.IRBuilder, cell: Cell, kind: Float, rows: int, blocks: int) -> None:
         self.builder, self.cell, self.kind, self.rows, self.blocks = builder, cell, kind, rows, blocks
+        self.memory = Memory(builder, kind)
 
-    def at(self, pointer: Any, items: Any) -> Any:
-        """Return the address so many items further on."""
-        return self.builder.gep(pointer, [number(items)], source_etype=self.kind.item)
-
-    def load(self, pointer: Any) -> Vector:
-        return Vector(self.builder, self.builder.load(pointer, align=self.kind.bits // 8, typ=self.kind.vector), self.kind)
-
-    def spread(self, pointer: Any) -> Vector:
-        """Load one item into every lane."""
-        item = self.builder.load(pointer, align=self.kind.bits // 8, typ=self.kind.item)
-        undefined = ir.Constant(self.kind.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, item, ir.Constant(I32, 0))
-        zeros = ir.Constant(ir.VectorType(I32, self.kind.lanes), [0] * self.kind.lanes)
-        return Vector(self.builder, self.builder.shuffle_vector(first, undefined, zeros), self.kind)
-
-    def prefetch(self, pointer: Any) -> None:
-        module = self.builder.module
-        byte = ir.IntType(8).as_pointer()
-        function = module.globals.get("llvm.prefetch.p0") or ir.Function(module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), name="llvm.prefetch.p0")
-        self.builder.call(function, [self.builder.bitcast(pointer, byte), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+    def place(self, row: int, block: int, target: int) -> int:
+        """Return where a sum stands in the list of them."""
+        return (row * self.blocks + block) * self.cell.sums + target
 
     def pointers(self, table: Any, first: Any) -> list[Any]:
         """Load the addresses of the tile's rows from a table."""
-        pointer = ir.IntType(8).as_pointer()
+        pointer = self.kind.item.as_pointer()
         places = [self.builder.gep(table, [self.builder.add(first, number(r))], source_etype=pointer) for r in range(self.rows)]
         return [self.builder.load(place, typ=pointer) for place in places]
 
-    def stretch(self, sums: list[Vector], rows: list[Any], weights: list[Any], count: Any, gates: tuple[int, ...], distance: Any = None) -> list[Vector]:
-        """Add `count` products to the sums: of each row's items with the weights, [k][gate][lane] in each block."""
-        builder, lanes = self.builder, self.kind.lanes
+    def starts(self, start: Any, start_row: Any, start_block: Any) -> list[Vector]:
+        """Load what the sums start from: biases, the same for each row, or sums that were begun ahead."""
+        values = []
+        for r in range(self.rows):
+            row = self.memory.at(start, self.builder.mul(start_row, number(r)))
+            for j in range(self.blocks):
+                block = self.memory.at(row, self.builder.mul(start_block, number(j)))
+                values += [self.memory.load(self.memory.at(block, s * self.kind.lanes)) for s in range(self.cell.sums)]
+        return values
+
+    def stretch(
+        self, sums: list[Vector], rows: list[Any], weights: list[Any], gates: tuple[int, ...], count: Any, early: Any
+    ) -> list[Vector]:
+        """Add `count` products to the sums: of each row's items with the weights, [k][gate][lane] in each block.
+
+        Weights are prefetched `early` items before their turn.
+        """
+        builder = self.builder
         before = builder.block
         loop, done = builder.append_basic_block("k"), builder.append_basic_block("k.done")
         builder.cbranch(builder.icmp_signed(">", count, number(0)), loop, done)
@@ -99,56 +99,53 @@ class Tile:
         k = builder.phi(I64)
         k.add_incoming(number(0), before)
         live = [self._phi(value, before) for value in sums]
-        new = [Vector(builder, phi, self.kind) for phi in live]
-        starts = [self.at(weight, builder.mul(k, number(len(gates) * lanes))) for weight in weights]
-        if distance is not None:
-            for start in starts:
-                for g in range(len(gates)):
-                    self.prefetch(self.at(self.at(start, distance), g * lanes))
-
-        def item(r: int) -> Vector:
-            return self.spread(self.at(rows[r], k))
-
-        def factor(j: int, g: int) -> Vector:
-            return self.load(self.at(starts[j], g * lanes))
-
-        factors = [(j, g) for j in range(self.blocks) for g in range(len(gates))]
-        # the smaller side is loaded first and stays, the other comes one by one: otherwise sums spill out of the registers
-        if self.rows <= len(factors):
-            items = [item(r) for r in range(self.rows)]
-            pairs = (((r, j, g), items[r], loaded) for j, g in factors for loaded in [factor(j, g)] for r in range(self.rows))
-        else:
-            weights_ = {jg: factor(*jg) for jg in factors}
-            pairs = (((r, j, g), loaded, weights_[j, g]) for r in range(self.rows) for loaded in [item(r)] for j, g in factors)
-        for (r, j, g), a, b in pairs:
-            place = self.place(r, j, gates[g])
-            new[place] = fma(a, b, new[place])
+        at = builder.mul(k, number(len(gates) * self.kind.lanes))
+        new = self._products(
+            live, [self.memory.at(row, k) for row in rows], [self.memory.at(weight, at) for weight in weights], gates, early
+        )
         following = builder.add(k, number(1))
         k.add_incoming(following, loop)
         for phi, value in zip(live, new, strict=True):
-            phi.add_incoming(value.value, loop)
+            phi.value.add_incoming(value.value, loop)
         builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
         builder.position_at_end(done)
-        result = []
-        for value, changed in zip(sums, new, strict=True):
-            phi = self._phi(value, before)
-            phi.add_incoming(changed.value, loop)
-            result.append(Vector(builder, phi, self.kind))
+        result = [self._phi(value, before) for value in sums]
+        for phi, value in zip(result, new, strict=True):
+            phi.value.add_incoming(value.value, loop)
         return result
 
-    def place(self, row: int, block: int, target: int) -> int:
-        """Return where a sum stands in the list of them."""
-        return (row * self.blocks + block) * self.cell.sums + target
+    def _products(self, sums: list[Vector], rows: list[Any], weights: list[Any], gates: tuple[int, ...], early: Any) -> list[Vector]:
+        """Add one product to each sum: of the item at each row's address with the vectors at each block's."""
+        new, memory, lanes = list(sums), self.memory, self.kind.lanes
+        factors = [(j, g) for j in range(self.blocks) for g in range(len(gates))]
 
-    def starts(self, start: Any, start_row: Any, start_block: Any) -> list[Vector]:
-        """Load what the sums start from: biases, the same for each row, or sums that were begun ahead."""
-        values = []
-        for r in range(self.rows):
-            row = self.at(start, self.builder.mul(start_row, number(r)))
-            for j in range(self.blocks):
-                block = self.at(row, self.builder.mul(start_block, number(j)))
-                values += [self.load(self.at(block, s * self.kind.lanes)) for s in range(self.cell.sums)]
-        return values
+        def item(r: int) -> Vector:
+            return memory.spread(rows[r])
+
+        def factor(j: int, g: int) -> Vector:
+            if early is not None:
+                memory.prefetch(memory.at(memory.at(weights[j], early), g * lanes))
+            return memory.load(memory.at(weights[j], g * lanes))
+
+        def add(r: int, j: int, g: int, item: Vector, factor: Vector) -> None:
+            place = self.place(r, j, gates[g])
+            new[place] = fma(item, factor, new[place])
+
+        # The smaller side is loaded first and stays, the other comes one by one: otherwise sums spill out of the registers, which
+        # halved the speed of 3 rows with AVX2.
+        if self.rows <= len(factors):
+            items = [item(r) for r in range(self.rows)]
+            for j, g in factors:
+                loaded = factor(j, g)
+                for r in range(self.rows):
+                    add(r, j, g, items[r], loaded)
+        else:
+            kept = {pair: factor(*pair) for pair in factors}
+            for r in range(self.rows):
+                spread = item(r)
+                for j, g in factors:
+                    add(r, j, g, spread, kept[j, g])
+        return new
 
     def finish(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any) -> None:
         """Apply the cell to each row's sums. `left` units are left from `unit` on: the last block may have fewer than lanes."""
@@ -162,63 +159,30 @@ class Tile:
     def _cells(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any) -> None:
         names = ["out"] + ["h"] * self.cell.reads_h + ["c_before", "c"] * self.cell.has_c
         rows = {name: self.pointers(getattr(tables, name), first) for name in names}
+        memory, builder = self.memory, self.builder
         for j in range(self.blocks):
-            at = self.builder.add(unit, number(j * self.kind.lanes))
-            mask = None if left is None else self._mask(self.builder.sub(left, number(j * self.kind.lanes)))
+            at = builder.add(unit, number(j * self.kind.lanes))
+            mask = None if left is None else memory.first_lanes(builder.sub(left, number(j * self.kind.lanes)))
             for r in range(self.rows):
-                h = self._read(self.at(rows["h"][r], at), mask) if self.cell.reads_h else None
-                c = self._read(self.at(rows["c_before"][r], at), mask) if self.cell.has_c else None
+                h = memory.load(memory.at(rows["h"][r], at), mask) if self.cell.reads_h else None
+                c = memory.load(memory.at(rows["c_before"][r], at), mask) if self.cell.has_c else None
                 place = self.place(r, j, 0)
                 h, c = self.cell.formula(sums[place : place + self.cell.sums], h, c)
                 if c is not None:
-                    self._write(c, self.at(rows["c"][r], at), mask)
-                self._write(h, self.at(rows["out"][r], at), mask)
+                    memory.store(c, memory.at(rows["c"][r], at), mask)
+                memory.store(h, memory.at(rows["out"][r], at), mask)
 
-    def store(self, sums: list[Vector], ahead: Any, ahead_row: Any) -> None:
-        """Put the sums aside: row after row, in each the sums of a block."""
+    def put_aside(self, sums: list[Vector], aside: Any, aside_row: Any) -> None:
+        """Store the sums of a block: row after row, `aside_row` items apart."""
         for r in range(self.rows):
-            row = self.at(ahead, self.builder.mul(ahead_row, number(r)))
+            row = self.memory.at(aside, self.builder.mul(aside_row, number(r)))
             for s in range(self.cell.sums):
-                self._write(sums[self.place(r, 0, s)], self.at(row, s * self.kind.lanes), None)
+                self.memory.store(sums[self.place(r, 0, s)], self.memory.at(row, s * self.kind.lanes))
 
-    def _phi(self, value: Vector, before: Any) -> Any:
+    def _phi(self, value: Vector, before: Any) -> Vector:
         phi = self.builder.phi(self.kind.vector)
         phi.add_incoming(value.value, before)
-        return phi
-
-    def _mask(self, left: Any) -> Any:
-        """Return one bit a lane: whether it is among the first `left`."""
-        lanes = self.kind.lanes
-        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        undefined = ir.Constant(numbers.type, ir.Undefined)
-        first = self.builder.insert_element(undefined, self.builder.trunc(left, I32), ir.Constant(I32, 0))
-        limit = self.builder.shuffle_vector(first, undefined, ir.Constant(numbers.type, [0] * lanes))
-        return self.builder.icmp_signed("<", numbers, limit)
-
-    def _masked(self, name: str, result: Any, arguments: list[Any]) -> Any:
-        full = f"llvm.masked.{name}.v{self.kind.lanes}f{self.kind.bits}.p0"
-        module = self.builder.module
-        kinds = [argument.type for argument in arguments]
-        function = module.globals.get(full) or ir.Function(module, ir.FunctionType(result, kinds), name=full)
-        return self.builder.call(function, arguments)
-
-    def _read(self, pointer: Any, mask: Any) -> Vector:
-        if mask is None:
-            return self.load(pointer)
-        zeros = ir.Constant(self.kind.vector, [0.0] * self.kind.lanes)
-        align = ir.Constant(I32, self.kind.bits // 8)
-        return Vector(self.builder, self._masked("load", self.kind.vector, [pointer, align, mask, zeros]), self.kind)
-
-    def _write(self, value: Vector, pointer: Any, mask: Any) -> None:
-        if mask is None:
-            self.builder.store(value.value, self.builder.bitcast(pointer, self.kind.vector.as_pointer()), align=self.kind.bits // 8)
-        else:
-            self._masked("store", ir.VoidType(), [value.value, pointer, ir.Constant(I32, self.kind.bits // 8), mask])
-
-
-def number(value: Any) -> Any:
-    """Return an int64 of the IR, of a Python number or of what is one already."""
-    return ir.Constant(I64, value) if isinstance(value, int) else value
+        return value.of(phi)
 
 
 def switch_rows(builder: ir.IRBuilder, rows: Any, most: int, emit: Callable[[int], None]) -> None:
@@ -254,13 +218,15 @@ def step_tile(code: int, bits: int, wide: bool) -> Any:
                 tile = Tile(builder, cell, kind, rows, blocks)
                 start, start_row, start_block, inputs = unpack(builder, args[3], 4)
                 sums = tile.starts(start, start_row, start_block)
-                from_x = [tile.at(tile.at(panel, builder.mul(block, number(j))), cell.sums * kind.lanes) for j in range(blocks)]
-                D = 32
-                distance = builder.select(builder.icmp_signed("==", first, number(0)), number(D * len(cell.from_x) * kind.lanes), number(0)) if not wide else None
-                sums = tile.stretch(sums, tile.pointers(table.x, first), from_x, inputs, cell.from_x, distance)
+                at = tile.memory.at
+                from_x = [at(at(panel, builder.mul(block, number(j))), cell.sums * kind.lanes) for j in range(blocks)]
+                # the first tile to come to a panel waits for the third-level cache; a wide one has more loads under way by itself
+                early = builder.select(builder.icmp_signed("==", first, number(0)), number(EARLY // (kind.bits // 8)), number(0))
+                early = None if wide else early
+                sums = tile.stretch(sums, tile.pointers(table.x, first), from_x, cell.from_x, inputs, early)
                 past = builder.mul(F, number(len(cell.from_x) * kind.lanes))
-                from_h = [tile.at(weight, past) for weight in from_x]
-                sums = tile.stretch(sums, tile.pointers(table.h, first), from_h, P, cell.from_h, distance)
+                from_h = [at(weight, past) for weight in from_x]
+                sums = tile.stretch(sums, tile.pointers(table.h, first), from_h, cell.from_h, P, early)
                 tile.finish(sums, table, first, unit, left)
 
             switch_rows(builder, args[0], wide_rows(cell) if wide else ROWS, emit)
@@ -285,8 +251,9 @@ def ahead_tile(code: int, bits: int) -> Any:
             def emit(rows: int) -> None:
                 tile = Tile(builder, cell, kind, rows, 1)
                 sums = tile.starts(panel, number(0), number(0))
-                sums = tile.stretch(sums, tile.pointers(args[1], args[2]), [tile.at(panel, cell.sums * kind.lanes)], F, cell.from_x)
-                tile.store(sums, args[4], args[5])
+                weights = [tile.memory.at(panel, cell.sums * kind.lanes)]
+                sums = tile.stretch(sums, tile.pointers(args[1], args[2]), weights, cell.from_x, F, None)
+                tile.put_aside(sums, args[4], args[5])
 
             switch_rows(builder, args[0], ROWS, emit)
             return context.get_dummy_value()

@@ -1,0 +1,118 @@
+"""Who does what of a recurrence: a share's sequences or hidden units, and where the rows of its steps are."""
+
+from typing import Any, NamedTuple
+
+from fastpack.kernels.kernel import helper
+from fastpack.kernels.memory import advance, is_null
+from fastpack.kernels.waiting import count_up, counted, give_way, pause
+
+
+class Rows(NamedTuple):
+    """Rows of x or out: row r of a step is at `rows + step + r * row`, in items."""
+
+    rows: Any
+    row: int
+    step: int  # 0 where each step follows the rows of the one before
+
+
+class States(NamedTuple):
+    """The states before and after, in the caller's order."""
+
+    h_0: Any  # (B, P), or null
+    c_0: Any  # (B, H), or null
+    h_n: Any  # (B, P)
+    c_n: Any  # (B, H), or null
+    zeros: Any  # a row of them
+
+
+class Batch(NamedTuple):
+    """The layout of the packed batch, and which of its rows a share owns."""
+
+    sorted_indices: Any  # (B,)
+    batch_sizes: Any  # (T,)
+    B: int
+    T: int
+    reverse: int
+    share: int
+    shares: int
+
+
+class Team(NamedTuple):
+    """Which hidden units a call does: those of shares begin..end of all, or all of them where there are no arrivals."""
+
+    arrivals: Any  # (1,), or null
+    begin: int
+    end: int
+    shares: int
+
+
+class Units(NamedTuple):
+    """The hidden units, and which blocks of them this call does."""
+
+    H: int
+    first: int
+    stop: int
+
+
+@helper
+def units_of(team, H, lanes):
+    # the hidden blocks that this call does, first and last + 1
+    blocks = -(-H // lanes)
+    if is_null(team.arrivals):
+        return Units(H, 0, blocks)
+    return Units(H, blocks * team.begin // team.shares, blocks * team.end // team.shares)
+
+
+@helper
+def wait_for_others(team, waits):
+    # Returns how often this was called. Waiting for a thread that has lost its core must not keep it from getting it back.
+    if not is_null(team.arrivals):
+        count_up(team.arrivals, team.end - team.begin)
+        looks = 0
+        while counted(team.arrivals) < (waits + 1) * team.shares:
+            looks += 1
+            if looks < 4096:
+                pause()
+            else:
+                give_way()
+    return waits + 1
+
+
+@helper
+def own_row(batch, i):
+    # to and fro: the shares of 0 1 1 0 0 1 differ by less than those of 0 1 0 1 0 1
+    return i * batch.shares + (batch.share if i % 2 == 0 else batch.shares - 1 - batch.share)
+
+
+@helper
+def own_rows(batch, size):
+    # of a step with `size` rows, how many are this share's
+    whole = size // batch.shares
+    return whole + (1 if own_row(batch, whole) < size else 0)
+
+
+@helper
+def step_after(batch, t):
+    return t - 1 if batch.reverse else t + 1
+
+
+@helper
+def move_on(batch, t, rows, step):
+    # from the address of step t to that of the step after, which in reverse is t - 1
+    size = batch.batch_sizes[t - 1 if batch.reverse else t]
+    items = rows.step if rows.step else rows.row * size
+    return advance(step, -items if batch.reverse else items)
+
+
+@helper
+def first_step(batch, rows):
+    step = rows.rows
+    if batch.reverse:
+        for t in range(batch.T - 1):
+            step = advance(step, rows.step if rows.step else rows.row * batch.batch_sizes[t])
+    return step
+
+
+@helper
+def state_row(state, zeros, index, items):
+    return zeros if is_null(state) else advance(state, index * items)
