@@ -227,11 +227,11 @@ def _sigmoid(x: Array) -> Array:
         return 1 / (1 + np.exp(-x))
 
 
-def fingerprint(values: Sequence[Array], shares: int, sums: Int64Array) -> None:
+def fingerprint(values: Sequence[Array], nbytes: Sequence[int], sums: Int64Array) -> None:
     """Add up the words of some arrays; and before that, products of each word's halves, to which the halves of its key are added."""
-    found, words_before = np.zeros((shares, 2), np.uint64), 0
-    for array in values:
-        content = array.tobytes()
+    shares, found, words_before = len(sums), np.zeros(sums.shape, np.uint64), 0
+    for array, count in zip(values, nbytes, strict=True):
+        content = array.tobytes()[:count]
         stripes = -(-len(content) // 64)
         words = np.frombuffer(content.ljust(stripes * 64, b"\0"), np.uint64)
         keys = (np.arange(words_before, words_before + len(words), dtype=np.uint64) + np.uint64(1)) * KEY

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # whatever calls kernels and looks at what they did
 FILES = [
     *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_rnn_utils.py"),
-    *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py"),
+    *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
 ]
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed
