@@ -6,9 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from fastpack.torch.modules import GRU, LSTM, RNN, Layer
-from fastpack.torch.panels import KEPT
-from fastpack.torch.rows import DTYPES
+from fastpack.torch.modules import GRU, KEPT, LSTM, RNN, Layer
+from fastpack.torch.recurrence import DTYPES
 
 OURS: dict[type[nn.Module], type[Layer]] = {layer.theirs: layer for layer in (LSTM, GRU, RNN)}
 

@@ -9,10 +9,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastpack.torch import by_torch, operators
 from fastpack.torch.bridge import path_of
-from fastpack.torch.panels import KEPT, Settings
+from fastpack.torch.panels import Settings
 from fastpack.torch.recurrence import Call, prepare, run
 from fastpack.torch.rows import HandOver
 
+KEPT = "_fastpack"  # the name under which a module, in its __dict__, keeps what it need not work out anew at each call
 _settings = itemgetter(*Settings._fields)
 
 
@@ -71,7 +72,9 @@ class Layer(nn.RNNBase):
             states = hx
         else:
             raise HandOver("torch: the initial states of an LSTM are no pair")
-        return prepare(_settings(self.__dict__), self._flat_weights, input, states, self.batch_first, self.__dict__)
+        own = self.__dict__
+        kept = own.get(KEPT) or own.setdefault(KEPT, {})
+        return prepare(_settings(own), self._flat_weights, input, states, self.batch_first, kept)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from fastpack.machine import run
 from fastpack.torch import parallel
 
 MODES = {"LSTM": blocks.LSTM, "GRU": blocks.GRU, "RNN_TANH": blocks.RNN_TANH, "RNN_RELU": blocks.RNN_RELU}
-KEPT = "_fastpack_panels"  # the name under which a module, in its __dict__, keeps its panels
+PANELS = "panels"
 ALIGNED = 64
 ALL_BITS = 2**64 - 1
 
@@ -109,12 +109,12 @@ def panels_of(plan: Plan, weights: Sequence[Tensor], addresses: Sequence[int], k
     The weights may be changed by another thread at any moment. New panels are kept only if they were not while these were made.
     """
     found = fingerprint(plan, addresses)
-    panels: Panels | None = kept.get(KEPT)
+    panels: Panels | None = kept.get(PANELS)
     if panels is not None and panels.fingerprint == found and (panels.plan is plan or panels.plan == plan):
         return panels
     panels = _packed(plan, found, addresses, weights[0])
     if fingerprint(plan, addresses) == found:
-        kept[KEPT] = panels
+        kept[PANELS] = panels
     return panels
 
 

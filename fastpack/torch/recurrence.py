@@ -1,26 +1,44 @@
-"""A call of a recurrent layer by the kernels: how it is done, once `prepare` has found that they take it.
+"""A call of a recurrent layer by the kernels: whether they take it, and how it is done.
 
 Letters: B sequences, T steps, N packed rows, F input features, H hidden units, P the width of the state h, L layers, D directions.
 """
 
 import ctypes
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
 from fastpack.cells import shares_units, workspace_items
 from fastpack.torch import parallel
-from fastpack.torch.panels import ALIGNED, Panels, Plan, panels_of
-from fastpack.torch.rows import HandOver, Rows, address_of, checked_plan, located, packed_rows, padded_rows, reason
+from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
+from fastpack.torch.familiar import remember
+from fastpack.torch.layout import are_vectors, from_packed
+from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of, plan_of
+from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, located, packed_rows, padded_rows
 
+DTYPES = {torch.float32, torch.float64}
+FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 SMALL = 1 << 15  # bytes of a workspace that ctypes makes sooner than torch
+
+_dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
+
+
+class Tensors(NamedTuple):
+    """What a call is made with."""
+
+    data: Any  # (N, F) of a packed batch; (T, B, F), or (B, T, F) where `batch_first`, of a padded one; (T, F) of a single sequence
+    indices: Sequence[Any]  # of a packed batch: its batch sizes, or these, the sorted and the unsorted indices
+    states: Sequence[Any]  # h_0 and c_0, or h_0, or nothing
+    weights: Sequence[Any]
 
 
 class Call(NamedTuple):
@@ -28,13 +46,13 @@ class Call(NamedTuple):
 
     panels: Panels
     rows: Rows
-    states: Sequence[Tensor]  # h_0 and c_0, or h_0, or nothing; contiguous
+    states: Sequence[Tensor]  # contiguous
     before: Sequence[int]  # their addresses
     state_shapes: list[tuple[int, ...]]
 
 
 def prepare(
-    settings: tuple[Any, ...], weights: Sequence[Any], input: Any, states: Sequence[Any], batch_first: bool, kept: MutableMapping[str, Any]
+    settings: tuple[Any, ...], weights: Sequence[Any], input: Any, states: Sequence[Any], batch_first: bool, kept: dict[str, Any]
 ) -> Call:
     """Return what the kernels need for a call: it is decided here, and nowhere else, whether they take it.
 
@@ -45,12 +63,12 @@ def prepare(
     settings : tuple
         The fields of `Settings`.
     weights : sequence of Tensor
-    input : PackedSequence of rows (N, F); or Tensor (T, B, F), (B, T, F) where `batch_first`, or (T, F)
+    input : PackedSequence, or Tensor
     states : sequence of Tensor
         h_0 and c_0, or h_0, or nothing.
     batch_first : bool
-    kept : mapping
-        Where the layer's panels are kept from one call to the next.
+    kept : dict
+        What a layer keeps from one call to the next.
 
     Raises
     ------
@@ -58,26 +76,83 @@ def prepare(
         They do not.
     """
     is_packed = isinstance(input, PackedSequence)
-    data = input[0] if is_packed else input
-    tensors = [data, *states, *weights]
-    plan = checked_plan(settings, tensors, weights, kept)
+    data, *indices = input if is_packed else (input,)
+    if is_packed and indices[1] is indices[2] is None:
+        del indices[1:]
+    tensors, form = Tensors(data, indices, states, weights), (settings, is_packed, len(indices), len(states), len(weights))
+    if not is_eager() or _is_any_autocast_enabled():
+        raise HandOver(_reason(tensors))
+    known = kept.get(FAMILIAR)
     try:
-        rows = packed_rows(input, plan) if is_packed else padded_rows(data, plan, batch_first)
+        if known is not None and known.form == form and known.is_alike(data, *indices, *states, *weights):
+            plan: Plan = known.found
+        else:
+            plan, tensors = _checked(settings, tensors, form, kept)
+        rows = packed_rows(tensors.data, tensors.indices, plan) if is_packed else padded_rows(tensors.data, plan, batch_first)
         sequences = () if len(rows.out_shape) == 1 and not is_packed else (rows.B,)  # of a single one there is no such dimension
         shapes = [(len(plan.directions), *sequences, width) for width in plan.widths]
         before: Sequence[int] = ()
         if states:
-            if [state.shape for state in states] != shapes:
+            if [*map(_shape, states)] != shapes:
                 raise HandOver("torch: the initial states are not of the shape that the batch and the layer ask for")
             states = [*map(Tensor.contiguous, states)]
             before = [address_of(state, state.numel(), plan.item_bytes) for state in states]
-        weights = weights if all(map(Tensor.is_contiguous, weights)) else [*map(Tensor.contiguous, weights)]
-        places, storages = located(weights, plan)
+        places, storages = located(tensors.weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
-        raise HandOver(reason(tensors)) from error
-    panels = panels_of(plan, weights, places, kept)
+        raise HandOver(_reason(tensors)) from error
+    panels = panels_of(plan, tensors.weights, places, kept)
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
     return Call(panels, rows, states, before, shapes)
+
+
+def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[str, Any]) -> tuple[Plan, Tensors]:
+    """Return a layer's plan, and a call's tensors in the kernels' form; remember what they look like where they have it already."""
+    data, indices, states, weights = tensors
+    plan = _checked_plan(settings, [data, *states, *weights], weights)
+    if data.dim() not in ((2,) if indices else (2, 3)) or data.shape[-1] != plan.settings.input_size:
+        raise HandOver("torch: the rows are not of the layer's input size")
+    if data.stride(-1) != 1 and data.shape[-1] > 1:
+        data = data.contiguous()
+    if not all(map(Tensor.is_contiguous, weights)):
+        weights = [*map(Tensor.contiguous, weights)]
+    if indices and not are_vectors(indices):
+        fields = data, *indices, None, None
+        layout = from_packed(tuple.__new__(PackedSequence, fields[:4]))  # with gaps between their entries they are copied
+        if layout is None:
+            raise HandOver(INCONSISTENT)
+        indices = layout[1:4]
+    if data is tensors.data and indices is tensors.indices and weights is tensors.weights:
+        batches = (data, *indices, *states)  # whatever their sizes but the last, which a vector of indices has any of
+        sizes = [(*[None] * (x.dim() - 1), x.shape[-1] if x.dim() > 1 else None) for x in batches]
+        strides = [(*[None] * (x.dim() - 1), 1) for x in batches]
+        sizes, strides = sizes + [x.shape for x in weights], strides + [x.stride() for x in weights]
+        kept[FAMILIAR] = remember(form, plan, [*batches, *weights], sizes, strides)
+    return plan, Tensors(data, indices, states, weights)
+
+
+def _checked_plan(settings: tuple[Any, ...], tensors: Sequence[Any], weights: Sequence[Any]) -> Plan:
+    if not set(map(type, tensors)) <= PLAIN_TYPES or not all(map(_is_cpu, tensors)):
+        raise HandOver(path_of(tensors))
+    dtypes = set(map(_dtype, tensors))
+    if len(dtypes) > 1 or not dtypes <= DTYPES:
+        raise HandOver(f"torch: there are tensors of {' and '.join(sorted(map(str, dtypes)))}, not all of torch.float32 or torch.float64")
+    if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
+        raise HandOver("torch: something requires grad, and gradients are on")
+    if any(map(Tensor.is_neg, tensors)):
+        raise HandOver(path_of(tensors))
+    wanted = Settings(*settings)
+    if 0 < wanted.num_layers <= len(weights) and wanted.input_size > 0 and wanted.hidden_size > 0:  # as torch's constructors see to
+        plan = plan_of(wanted, dtypes.pop())
+        if plan.shapes == [*map(_shape, weights)]:
+            return plan
+    raise HandOver("torch: the weights are not of the shapes that the layer's sizes ask for")
+
+
+def _reason(tensors: Tensors) -> str:
+    if _is_any_autocast_enabled():
+        return "torch: autocast is on"
+    said = path_of([tensors.data, *tensors.states, *tensors.weights])
+    return said if said != "kernels" else NO_MEMORY
 
 
 def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
@@ -120,8 +195,10 @@ def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     Shares of sequences need not wait for each other. Shares of units are for large weights, and for fewer sequences than threads.
     """
     many = parallel.threads_to_compute(plan.operations * rows.N)
+    if many == 1:
+        return 1, None
     is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
-    if many > 1 and (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)):
+    if is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many):
         return many, (ctypes.c_int64 * len(plan.directions))()
     return min(many, rows.B), None
 

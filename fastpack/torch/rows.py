@@ -1,32 +1,21 @@
-"""Whether the kernels of recurrent layers take a call's tensors, and where in memory these are.
-
-Each question is asked of all tensors at once, which takes half the time: a call on a small batch is as long as its questions.
-"""
+"""Where in memory the rows, states and weights of a recurrent layer's call are, once it is known that the kernels take them."""
 
 import ctypes
 from array import array
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch._C import _is_any_autocast_enabled
-from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
 from fastpack.machine import run
-from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
-from fastpack.torch.layout import are_vectors, from_packed
-from fastpack.torch.panels import KEPT, Plan, Settings, plan_of
+from fastpack.torch.panels import Plan
 
-DTYPES = {torch.float32, torch.float64}
 SHORT = 4096  # entries up to which the layout of batches that need no sorting is kept
 INCONSISTENT = "torch: the packed batch is inconsistent"
 NO_MEMORY = "torch: a tensor has less memory than its shape says"
-
-_dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
 
 
 class HandOver(Exception):  # noqa: N818  no error: torch's own function takes the call
@@ -46,47 +35,6 @@ class Rows(NamedTuple):
     step_bytes: int  # 0 where each step follows the rows of the one before
     out_shape: tuple[int, ...]  # of the output, but for its last dimension
     indices: Any  # hold the layout
-
-
-def checked_plan(settings: tuple[Any, ...], tensors: list[Any], weights: Sequence[Any], kept: MutableMapping[str, Any]) -> Plan:
-    """Return the plan of a layer whose call is with these tensors, its weights among them.
-
-    Raises
-    ------
-    HandOver
-        The kernels do not take them, or the weights are not of the settings' shapes.
-    """
-    if not is_eager() or _is_any_autocast_enabled() or not set(map(type, tensors)) <= PLAIN_TYPES or not all(map(_is_cpu, tensors)):
-        raise HandOver(reason(tensors))
-    dtypes = set(map(_dtype, tensors))
-    if len(dtypes) > 1 or not dtypes <= DTYPES:
-        raise HandOver(f"torch: there are tensors of {' and '.join(sorted(map(str, dtypes)))}, not all of torch.float32 or torch.float64")
-    if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
-        raise HandOver("torch: something requires grad, and gradients are on")
-    if any(map(Tensor.is_neg, tensors)):
-        raise HandOver(reason(tensors))
-    panels = kept.get(KEPT)
-    try:
-        shapes = [*map(_shape, weights)]
-    except RuntimeError as error:  # a nested tensor has no shape
-        raise HandOver(reason(tensors)) from error
-    if panels is not None and panels.plan.settings == settings and panels.plan.dtype in dtypes and panels.plan.shapes == shapes:
-        plan: Plan = panels.plan
-        return plan
-    wanted = Settings(*settings)
-    if 0 < wanted.num_layers <= len(weights) and wanted.input_size > 0 and wanted.hidden_size > 0:  # as torch's constructors see to
-        plan = plan_of(wanted, dtypes.pop())
-        if plan.shapes == shapes:
-            return plan
-    raise HandOver("torch: the weights are not of the shapes that the layer's sizes ask for")
-
-
-def reason(tensors: Sequence[Any]) -> str:
-    """Say why the kernels do not take tensors that they were found not to take."""
-    if _is_any_autocast_enabled():
-        return "torch: autocast is on"
-    said = path_of(tensors)
-    return said if said != "kernels" else NO_MEMORY
 
 
 def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
@@ -114,49 +62,43 @@ def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]
     """
     storages = [*map(Tensor.untyped_storage, weights)]
     addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
-    if (
-        nbytes != plan.nbytes or 0 in addresses or any(map(Tensor.storage_offset, weights))
-    ):  # weights may be parts of one storage, but seldom are
+    is_usual = nbytes == plan.nbytes and not any(map(Tensor.storage_offset, weights)) and 0 not in addresses
+    if not is_usual:  # as where weights are parts of one storage
         addresses = [address_of(weight, weight.numel(), plan.item_bytes) for weight in weights]
     return addresses, storages
 
 
-def packed_rows(sequence: PackedSequence, plan: Plan) -> Rows:
-    """Return where the rows of a packed batch are.
+def packed_rows(data: Tensor, indices: Sequence[Tensor], plan: Plan) -> Rows:
+    """Return where the rows of a packed batch are: `indices` are contiguous int64 vectors, the batch sizes alone or all three.
 
     Raises
     ------
     HandOver
-        The batch is inconsistent, or its rows are not of the layer's input size.
+        The batch is inconsistent.
     """
-    fields: Any = sequence
-    data, batch_sizes, order, places = fields
-    (N, F), item = data.shape if data.dim() == 2 else (0, 0), plan.item_bytes
-    if plan.settings.input_size != F:
-        raise HandOver("torch: the packed batch's rows are not of the layer's input size")
-    is_sorted = order is None and places is None
-    if not are_vectors(fields[1:2] if is_sorted else fields[1:]):
-        copied = from_packed(sequence)  # with gaps between their entries they are copied
-        if copied is None:
+    (N, F), item, T = data.shape, plan.item_bytes, indices[0].shape[0]
+    sizes = address_of(indices[0], T, 8)
+    if len(indices) == 1:
+        B = ctypes.c_int64.from_address(sizes).value if T else 0
+        if B > N:  # before so much memory is taken
             raise HandOver(INCONSISTENT)
-        batch_sizes, order, places = copied[1:4]
-    elif is_sorted:
-        B = ctypes.c_int64.from_address(batch_sizes.data_ptr()).value if batch_sizes.shape[0] else 0
-        order = places = _in_order(B if 0 < B <= N else 0)  # no more memory than there are rows
-    B, T = order.shape[0], batch_sizes.shape[0]
-    if B == 0 or places.shape[0] != B:
+        indices = *indices, _in_order(max(B, 0))
+        order = places = indices[1].data_ptr()
+    else:
+        B = indices[1].shape[0]
+        if indices[2].shape[0] != B:
+            raise HandOver(INCONSISTENT)
+        order, places = address_of(indices[1], B, 8), address_of(indices[2], B, 8)
+    if B <= 0:
         raise HandOver(INCONSISTENT)
-    layout = order.data_ptr(), batch_sizes.data_ptr()
     notes = (ctypes.c_int64 * (3 + B))()  # three facts, and lengths that nobody needs here
     where = ctypes.addressof(notes)
-    run(blocks.MeasureLayout(layout[1], T, layout[0], places.data_ptr(), B, where + 24, where))
+    run(blocks.MeasureLayout(sizes, T, order, places, B, where + 24, where))
     if notes[:3] != [N, -1, -1]:
         raise HandOver(INCONSISTENT)
-    row_stride, item_stride = data.stride()
-    if item_stride != 1 and F > 1:
-        data, row_stride = data.contiguous(), F
+    row_stride = data.stride(0)
     address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
-    return Rows(layout, B, T, N, data, address, row_stride * item, 0, (N,), (batch_sizes, order))
+    return Rows((order, sizes), B, T, N, data, address, row_stride * item, 0, (N,), indices)
 
 
 def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
@@ -165,12 +107,12 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
     Raises
     ------
     HandOver
-        The batch is empty, or its rows are not of the layer's input size.
+        The batch is empty.
     """
     shape, strides, item = data.shape, data.stride(), plan.item_bytes
-    if len(shape) not in (2, 3) or shape[-1] != plan.settings.input_size or not data.numel():
-        raise HandOver("torch: the padded batch is empty, or its rows are not of the layer's input size")
-    if (strides[-1] != 1 and shape[-1] > 1) or 0 in strides:  # a step of no bytes would say that each step follows the one before
+    if 0 in shape:
+        raise HandOver("torch: the padded batch is empty")
+    if 0 in strides:  # a step of no bytes would say that each step follows the one before
         data = data.contiguous()
         strides = data.stride()
     if len(shape) == 2:
