@@ -12,6 +12,8 @@ from torch.nn.utils import parametrizations
 import fastpack.torch as fp
 from tests.layers import F, H, assert_close, assert_same_bits, flat, kernels_alone, packed, pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Tagger(nn.Module):
     """An embedding, a recurrent layer in both directions, a linear layer on top."""

@@ -12,7 +12,7 @@ from fastpack.torch import operators, panels
 from tests.layers import CELLS, F, H, assert_close, assert_same_bits, flat, inputs, packed, pair, states
 from tests.torch_oracle import outcome
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")]
 
 BASE_CELLS = ("LSTM", "GRU", "RNN")
 

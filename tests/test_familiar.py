@@ -9,6 +9,8 @@ from fastpack.torch import familiar, recurrence
 from tests.layers import F, H, assert_close, assert_same_bits, flat, inputs, packed, pair, states
 from tests.test_paths import Subclass
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import fastpack
 import fastpack.torch as fp
 from fastpack.torch import parallel, recurrence
 from tests.layers import (
@@ -30,7 +31,10 @@ from tests.layers import (
 )
 from tests.torch_oracle import outcome, unchanged
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -305,6 +309,23 @@ def test_bits_are_the_same_alone_in_any_batch_in_any_order_padded_or_packed():
                     assert_same_bits([tensor[:, place] for tensor in found], every[k])
 
 
+def test_bits_are_those_of_the_numpy_level():
+    for cell, own in CELLS:
+        for dtype in (torch.float32, torch.float64):
+            _, ours = pair(cell, dtype, (5, 40), num_layers=2, bidirectional=True, bias=dtype is torch.float32, **own)
+            mapping = {name: weight.numpy() for name, weight in ours.state_dict().items()}
+            kind = {"nonlinearity": ours.nonlinearity} if cell == "RNN" else {}
+            serving = getattr(fastpack, cell).from_state_dict(mapping, **kind)
+            for batch in (packed(dtype, features=5), packed(dtype, [0, 3, 0, 2], features=5), packed(dtype, is_sorted=True, features=5)):
+                for hx in (None, states(ours, batch)):
+                    with torch.inference_mode(), kernels_alone():
+                        expected = flat(ours(batch, hx))
+                    begun = tuple(map(Tensor.numpy, hx)) if isinstance(hx, tuple) else hx if hx is None else hx.numpy()
+                    output, after = serving(fp.as_numpy(batch), begun)
+                    found = [output.data, *(after if isinstance(after, tuple) else [after])]
+                    assert_same_bits([*map(torch.from_numpy, found)], expected)
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -327,6 +348,9 @@ def test_bits_are_the_same_on_two_threads(two_threads, monkeypatch):
             with torch.inference_mode(), kernels_alone():
                 expected = flat(ours(batch))
                 assert [many for name, many in ran if name == "Recur"] == [2] * 4
+                with monkeypatch.context() as patch:
+                    patch.setattr(recurrence, "shares_units", lambda *_: True)
+                    assert_same_bits(flat(ours(batch)), expected)
                 torch.set_num_threads(1)
                 assert_same_bits(flat(ours(batch)), expected)
                 torch.set_num_threads(2)

@@ -15,6 +15,7 @@ from tests.conftest import Child
 from tests.layers import F, H, assert_close, assert_same_bits, flat, packed, pair, states
 from tests.torch_oracle import outcome
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = packed()
 B = 4
 ROOT = Path(__file__).parents[1]

@@ -17,6 +17,7 @@ from tests.layers import CELLS, F, H, assert_close, assert_same_bits, flat, inpu
 from tests.test_paths import DispatchMode, FunctionMode, Subclass
 from tests.torch_oracle import outcome
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NOT_DENSE = "torch: a tensor is sparse, nested, quantised, without memory, or a lazy negation or conjugate"
 SIZES = torch.tensor([3, 2, 1])
 MODE = "torch: a transform, trace, compilation or mode is active"

@@ -16,6 +16,7 @@ from fastpack.torch.modules import KEPT
 from fastpack.torch.panels import PANELS
 from tests.layers import F, H, assert_close, assert_same_bits, flat, kernels_alone, packed, pair, states
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = packed()
 
 
