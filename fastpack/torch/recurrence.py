@@ -75,7 +75,7 @@ def prepare(
         places, storages = located(weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
         raise HandOver(reason(tensors)) from error
-    panels = panels_of(plan, weights, places, kept)
+    panels = panels_of(plan, places, kept)
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
     return Call(panels, rows, states, before, shapes)
 
@@ -121,7 +121,7 @@ def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     """
     many = parallel.threads_to_compute(plan.operations * rows.N)
     is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
-    if many > 1 and (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)):
+    if many > 1 and (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)) and parallel.runs_at_once():
         return many, (ctypes.c_int64 * len(plan.directions))()
     return min(many, rows.B), None
 
