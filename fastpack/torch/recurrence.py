@@ -100,7 +100,7 @@ def prepare(
         places, storages = located(tensors.weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
         raise HandOver(_reason(tensors)) from error
-    panels = panels_of(plan, tensors.weights, places, kept)
+    panels = panels_of(plan, places, kept)
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
     return Call(panels, rows, states, before, shapes)
 
@@ -198,7 +198,7 @@ def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     if many == 1:
         return 1, None
     is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
-    if is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many):
+    if (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)) and parallel.runs_at_once():
         return many, (ctypes.c_int64 * len(plan.directions))()
     return min(many, rows.B), None
 
