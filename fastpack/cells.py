@@ -34,10 +34,9 @@ def panel_items(cell: int, F: int, H: int, P: int) -> int:
 def workspace_items(cell: int, rows: int, H: int, P: int) -> int:
     """Return how many items one share of `recur` needs, which has up to `rows` rows in a step."""
     ahead = AHEAD * CELLS[cell].sums * _whole(H)
-    zeros = _whole(max(H, P))
-    tables = 6 * max(rows, AHEAD) * 2  # of addresses; one takes the place of two float32
+    tables = 5 * max(rows, AHEAD) * 2  # of addresses; one takes the place of two float32
     unprojected = max(rows, AHEAD) * H if P != H else 0
-    return _whole(ahead + zeros + tables + unprojected)
+    return _whole(ahead + tables + P + unprojected)
 
 
 def _whole(items: int) -> int:

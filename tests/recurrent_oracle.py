@@ -3,17 +3,19 @@
 `run_kernel` calls the kernels as the library does, on memory that the test lays out: see `tests.guarded`.
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 import fastpack
 from fastpack import Packed, blocks, machine, pack, reference
 from fastpack.cells import CELLS, lanes, panel_items, workspace_items
 from fastpack.checks import address
 from fastpack.recurrent import Recurrent
-from fastpack.threads import run_shares
 from tests.guarded import Place, as_it_is
 from tests.oracle import assert_same_bytes
 
@@ -138,13 +140,15 @@ def run_kernel(
     reverse: int,
     shares: int = 1,
     place: Place = as_it_is,
-    together: bool = False,
+    together: Sequence[tuple[int, int]] = (),
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Run the kernels in one direction; x is packed (N, F), or padded, row r of step t being x[r, t], and out is alike.
 
-    The shares are of sequences, one after another, or of hidden units, all `together` in threads.
+    The shares are of sequences, one after another; or of hidden units, those from `begin` to `end` of each pair in `together` in
+    one call, and all calls at once.
     """
     item, (P, H) = x.itemsize, weights["weight_hr"].shape if "weight_hr" in weights else weights["weight_hh"].shape[1:] * 2
+    x = place(x, item) if x.flags.c_contiguous else place(x.swapaxes(0, 1), item).swapaxes(0, 1)
     biases = weights.get("bias_ih"), weights.get("bias_hh")
     panels = run_pack_panels(kind.cell, weights["weight_ih"], weights["weight_hh"], *biases, place)
     projection = run_pack_panels(blocks.LINEAR, weights["weight_hr"], None, None, None, place) if "weight_hr" in weights else None
@@ -188,12 +192,27 @@ def run_kernel(
         shares=shares,
     )
     if together:
-        run_shares([block], shares, None, None)
+        run_at_once(block, together)
     else:
         for share in np.random.default_rng(shares).permutation(shares).tolist():
             machine.run(block, share, share + 1)
     assert np.isnan(wide[..., (1 - reverse) * P : (2 - reverse) * P]).all()  # the other direction's half
     return out, after
+
+
+def run_at_once(block: blocks.Recur, calls: Sequence[tuple[int, int]]) -> None:
+    """Run a kernel's shares, those of each pair (begin, end) in a thread."""
+    threads = [threading.Thread(target=machine.run, args=(block, *call)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def ways_to_call(shares: int) -> list[list[tuple[int, int]]]:
+    """Return what may be passed as `together`: each share in a call of its own, all in one, and all but one in one."""
+    each, all_in_one, the_first_apart = [(k, k + 1) for k in range(shares)], [(0, shares)], [(0, 1), (1, shares)]
+    return [each, all_in_one, the_first_apart] if shares > 1 else [each]
 
 
 # ---- the NumPy level
@@ -210,6 +229,14 @@ def run(layer: Recurrent, packed: Packed, states: Sequence[np.ndarray] = (), **o
     output, after = layer(packed, state, **options)
     assert all(one is other for one, other in zip(output[1:], packed[1:], strict=True))
     return [output.data, *(after if isinstance(after, tuple) else [after])]
+
+
+@contextmanager
+def units_shared() -> Iterator[None]:
+    """Have threads share hidden units, in layers of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastpack.recurrent.shares_units", lambda *_: True)
+        yield
 
 
 def assert_same_arrays(found: list[np.ndarray], expected: list[np.ndarray]) -> None:

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 import fastpack
 from fastpack import pack, unpack
+from fastpack.cells import shares_units
 from fastpack.recurrent import Recurrent
 from tests.oracle import assert_same_bytes, unchanged, views
 from tests.recurrent_oracle import (
@@ -24,6 +27,7 @@ from tests.recurrent_oracle import (
     run,
     states_of,
     twin,
+    units_shared,
     weights_of,
 )
 
@@ -62,6 +66,9 @@ def test_as_the_twin(kind: Kind, dtype: type, L: int, D: int, P: int):
             assert_close(found, [expected, *after], CLOSE[np.dtype(dtype)])
             for num_threads in (2, 3, 100):
                 assert_same_arrays(run(layer, packed, states, num_threads=num_threads), found)
+            with units_shared():
+                for num_threads in (1, 2, 3, 9):
+                    assert_same_arrays(run(layer, packed, states, num_threads=num_threads), found)
 
 
 @each_kind
@@ -95,11 +102,16 @@ def test_as_torch(kind: Kind, dtype: type, close: float):
 @each_kind
 def test_a_long_sequence_of_wide_rows(kind: Kind):
     torch.manual_seed(0)
-    module = getattr(torch.nn, kind.name)(64, 256, **kind.options)
+    module = getattr(torch.nn, kind.name)(64, 384, **kind.options)
     packed = batch_of([300, 120, 3], 64)
     with torch.no_grad():
         output, _ = module(torch.nn.utils.rnn.PackedSequence(*map(torch.from_numpy, packed)))
-    assert_close([layer_of(kind, module.state_dict())(packed)[0].data], [output.data.numpy()], 1e-5)
+    layer = layer_of(kind, module.state_dict())
+    found = run(layer, packed)
+    assert_close(found[:1], [output.data.numpy()], 1e-5)
+    assert shares_units(kind.cell, 384, 384, 4, shares=2)
+    for num_threads in (2, 3):
+        assert_same_arrays(run(layer, packed, num_threads=num_threads), found)
 
 
 # ---- states
@@ -210,6 +222,8 @@ def test_the_same_bits_alone_and_in_any_batch(batch, random, num_threads: int):
     data, *after = run(layer, packed, states)
     outputs = unpack(packed._replace(data=data))
     assert_same_arrays(run(layer, packed, states, num_threads=num_threads), [data, *after])
+    with units_shared():
+        assert_same_arrays(run(layer, packed, states, num_threads=num_threads), [data, *after])
 
     order = list(range(len(sequences)))
     random.shuffle(order)
@@ -246,8 +260,10 @@ def test_a_nan_or_an_infinity_stays_in_its_sequence(kind: Kind, dtype: type, poi
         assert (i in sick) or one.tobytes() == other.tobytes()
     if np.isnan(poison):
         assert all(any(np.isnan(state[:, i]).any() for state in found[1:]) for i in sick)
-    for num_threads in (2, 3):  # which NaN it is, its sign and payload, may depend on the company
-        for one, other in zip(run(layer, packed, states, num_threads=num_threads), found, strict=True):
+    for num_threads, shared in product((2, 3), (nullcontext, units_shared)):
+        with shared():
+            again = run(layer, packed, states, num_threads=num_threads)
+        for one, other in zip(again, found, strict=True):  # which NaN it is, its sign and payload, may depend on the company
             np.testing.assert_array_equal(one, other)
 
 
@@ -259,12 +275,14 @@ def test_many_threads_with_one_layer():
     def work(k: int) -> None:
         found.extend(run(layer, packed, num_threads=1 + k % 3) for _ in range(5))
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 30
+    for shared in (nullcontext(), units_shared()):
+        with shared:
+            threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert len(found) == 60
     for item in found:
         assert_same_arrays(item, expected)
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils import rnn
 
 from fastpack import blocks, machine, reference
+from fastpack.blocks import AHEAD
 from fastpack.cells import CELLS
 from tests.conftest import Child
 from tests.guarded import Canaries
@@ -20,6 +21,7 @@ from tests.recurrent_oracle import (
     KINDS,
     Kind,
     assert_close,
+    assert_same_arrays,
     batch_of,
     of_direction,
     run_kernel,
@@ -27,6 +29,7 @@ from tests.recurrent_oracle import (
     states_of,
     twin,
     twin_direction,
+    ways_to_call,
     weights_of,
 )
 
@@ -136,18 +139,55 @@ def test_recur(kind: Kind, dtype: type, lengths: list[int], F: int, H: int, P: i
 
 @each_kind
 @each_dtype
-@pytest.mark.parametrize(("lengths", "F", "H", "P"), [([5], 3, 40, 9), ([2, 0, 7], 9, 21, 0), (MANY, 2, 70, 33)])
+@pytest.mark.parametrize(("lengths", "F", "H", "P"), [([5], 3, 40, 9), ([2, 0, 7], 9, 21, 1), (MANY, 2, 70, 33), ([4, 4], 1, 1, 0)])
 def test_shares_of_hidden_units(kind: Kind, dtype: type, lengths: list[int], F: int, H: int, P: int):
     P = P if kind.name == "LSTM" else 0
     weights, indices = of_direction(weights_of(kind, F, H, P, dtype=dtype), "_l0"), layout(lengths)
     x, states = batch_of(lengths, F, dtype).data, [state[0] for state in states_of(kind, 1, len(lengths), H, P, dtype)]
-    for reverse, shares in product((0, 1), (1, 2, 3)):
-        expected, expected_after = run_kernel(kind, weights, x, indices, states, reverse)
-        canaries = Canaries()
-        out, after = run_kernel(kind, weights, x, indices, states, reverse, shares, canaries, together=True)
-        canaries.check()
-        for one, other in zip([out, *after], [expected, *expected_after], strict=True):
-            assert one.tobytes() == other.tobytes(), f"{shares} shares"
+    for reverse, given in product((0, 1), (states, [])):
+        expected, expected_after = run_kernel(kind, weights, x, indices, given, reverse)
+        for shares in (1, 2, 3, 7):  # 7 are more than there are blocks of H, and of P
+            for together in ways_to_call(shares):
+                canaries = Canaries()
+                out, after = run_kernel(kind, weights, x, indices, given, reverse, shares, canaries, together)
+                canaries.check()
+                assert_same_arrays([out, *after], [expected, *expected_after])
+
+
+AROUND = [  # what is multiplied ahead: steps with up to AHEAD / 2 rows, as many of them as make up to AHEAD rows
+    *([2 * AHEAD + 3], [3] * (AHEAD // 2 - 1), [3] * (AHEAD // 2), [3] * (AHEAD // 2 + 1), [AHEAD // 8] * 7),
+    *([9] * (AHEAD // 2) + [4] * 3, [1, 2, 3, 4] * (AHEAD // 4), list(range(AHEAD + 2)), [2] * AHEAD, [2] * (AHEAD + 1)),
+    *([0], [0, 0, 0], [1], [0, 1, 0]),
+]
+
+
+@each_kind
+@each_dtype
+def test_around_what_is_multiplied_ahead(kind: Kind, dtype: type):
+    F, H, P = 3, 33, 5 if kind.name == "LSTM" else 0
+    weights = of_direction(weights_of(kind, F, H, P, dtype=dtype), "_l0")
+    for lengths, reverse in product(AROUND, (0, 1)):
+        indices, x = layout(lengths), batch_of(lengths, F, dtype).data
+        states = [state[0] for state in states_of(kind, 1, len(lengths), H, P, dtype)]
+        expected, expected_after = twin_direction(kind, weights, x, indices, states, reverse)
+        found = None
+        for shares, together in [(1, ()), (2, ()), (3, ()), (5, ()), (2, [(0, 2)]), (3, [(0, 2), (2, 3)])]:
+            canaries = Canaries()
+            out, after = run_kernel(kind, weights, x, indices, states, reverse, shares, canaries, together)
+            canaries.check()
+            assert_close([out, *after], [expected, *expected_after], CLOSE[x.dtype])
+            found = found or [out, *after]
+            assert_same_arrays([out, *after], found)
+
+
+@each_kind
+def test_no_features_and_no_biases(kind: Kind):
+    weights, indices = of_direction(weights_of(kind, 0, 21, bias=False), "_l0"), layout(LENGTHS)
+    x, states = np.empty((sum(LENGTHS), 0), np.float32), [state[0] for state in states_of(kind, 1, len(LENGTHS), 21)]
+    for reverse in (0, 1):
+        expected, expected_after = twin_direction(kind, weights, x, indices, states, reverse)
+        out, after = run_kernel(kind, weights, x, indices, states, reverse)
+        assert_close([out, *after], [expected, *expected_after], CLOSE[x.dtype])
 
 
 @each_kind
@@ -182,7 +222,7 @@ import numpy as np
 from fastpack import machine
 from tests.guarded import ForbiddenPages
 from tests.oracle import layout
-from tests.recurrent_oracle import KINDS, batch_of, of_direction, run_kernel, states_of, weights_of
+from tests.recurrent_oracle import KINDS, batch_of, of_direction, run_kernel, states_of, ways_to_call, weights_of
 
 lengths = [2, 0, 3, 1, 3, 1, 1]
 indices = layout(lengths)
@@ -194,9 +234,9 @@ for kind in KINDS.values():
             states = [state[0] for state in states_of(kind, 1, len(lengths), H, P, dtype)]
             x, bits = batch_of(lengths, F, dtype).data, set()
             {slip}
-            for before in (True, False):
+            for before, together in [(True, ()), (False, ()), (True, ways_to_call(1 + H % 3)[0]), (False, ways_to_call(1 + H % 3)[-1])]:
                 place = ForbiddenPages(before)
-                out, after = run_kernel(kind, weights, x, indices, states, H % 2, 1 + H % 3, place)
+                out, after = run_kernel(kind, weights, x, indices, states, H % 2, 1 + H % 3, place, together)
                 bits.add(b"".join(item.tobytes() for item in (out, *after)))
             assert len(bits) == 1
 print(machine.library().level)

@@ -5,12 +5,15 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
-from fastpack import machine, threads
+from fastpack import blocks, machine, threads
+from fastpack.cells import shares_units
 from tests.conftest import Child
 from tests.recurrent_oracle import KINDS, assert_same_arrays, batch_of, layer_of, run, weights_of
 
@@ -81,9 +84,9 @@ def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
 
     real = threads.run_shares
 
-    def run_shares(steps: list[Iterable[int]], shares: int, held: tuple) -> None:
+    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray | None, held: tuple) -> None:
         alive.extend(weakref.ref(item) for item in (held[1].x, held[1].outs[0], held[1].workspace, held[0].panels[0]))
-        real(steps, shares, held)
+        real(steps, shares, arrivals, held)
 
     monkeypatch.setattr(threads, "run", run_step)
     layer = layer_of(KINDS["GRU"], weights_of(KINDS["GRU"], 3, 40))
@@ -105,13 +108,103 @@ def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
     assert all(item() is None for item in alive)
 
 
+# ---- threads that wait for each other, as they share hidden units
+
+
+class Call(NamedTuple):
+    """A call in a thread of its own, whose shares wait for each other."""
+
+    thread: threading.Thread
+    arrivals: list[np.ndarray]
+    returned: list[int]  # the shares whose kernels have returned
+    raised: list[BaseException]
+
+
+def call_of_shares_that_wait(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> Call:
+    """Start a call of three shares of hidden units; `before` is called with each share before its kernel runs."""
+    call = Call(threading.Thread(target=lambda: work(), daemon=True), [], [], [])
+    real = threads.run_shares
+
+    def run_step(block: Iterable[int], share: int, end: int) -> None:
+        before(share)
+        machine.run(block, share, end)
+        call.returned.append(share)
+
+    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray, held: object) -> None:
+        call.arrivals.append(arrivals)
+        real(steps, shares, arrivals, held)
+
+    def work() -> None:
+        try:
+            layer(batch_of([5, 4, 3], 3), num_threads=3)
+        except BaseException as error:
+            call.raised.append(error)
+
+    layer = layer_of(KINDS["GRU"], weights_of(KINDS["GRU"], 3, 40))
+    monkeypatch.setattr(threads, "run", run_step)
+    monkeypatch.setattr("fastpack.recurrent.run_shares", run_shares)
+    monkeypatch.setattr("fastpack.recurrent.shares_units", lambda *_: True)
+    call.thread.start()
+    return call
+
+
+def soon(claim: Callable[[], bool]) -> bool:
+    """Whether something comes true within seconds."""
+    deadline = time.monotonic() + 10
+    while not claim() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return claim()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("error", [MemoryError("full"), Out("out"), KeyboardInterrupt()])
+def test_an_error_in_any_thread_frees_those_that_wait(failing: int, error: BaseException, monkeypatch: pytest.MonkeyPatch):
+    def before(share: int) -> None:
+        if share == failing:
+            time.sleep(0.05)  # the others wait for it by now
+            raise error
+
+    call = call_of_shares_that_wait(monkeypatch, before)
+    assert soon(lambda: not call.thread.is_alive())
+    assert call.raised == [error]
+    assert soon(lambda: sorted(call.returned) == [share for share in range(3) if share != failing])
+
+
+def test_a_thread_that_cannot_start_frees_those_that_wait(monkeypatch: pytest.MonkeyPatch):
+    def start_new_thread(function: Callable[..., None], arguments: tuple) -> None:
+        if arguments[0] == 2:
+            raise RuntimeError("can't start new thread")
+        _thread.start_new_thread(function, arguments)
+
+    monkeypatch.setattr(threads, "start_new_thread", start_new_thread)
+    call = call_of_shares_that_wait(monkeypatch, lambda share: None)
+    assert soon(lambda: not call.thread.is_alive())
+    assert [str(error) for error in call.raised] == ["can't start new thread"]
+    assert soon(lambda: call.returned in ([], [1]))
+
+
+def test_threads_that_wait_for_ever_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
+    never = threading.Event()
+    call = call_of_shares_that_wait(monkeypatch, lambda share: share == 2 and never.wait(60))
+    assert soon(lambda: len(call.arrivals) == 1 and call.arrivals[0][0] == 2)
+    time.sleep(0.1)
+    assert call.thread.is_alive()
+    assert call.returned == []
+    call.arrivals[0][:] = 1 << 62  # as run_shares does
+    assert soon(lambda: sorted(call.returned) == [0, 1])
+    never.set()
+    assert soon(lambda: not call.thread.is_alive())
+    assert call.raised == []
+
+
 INTERRUPTED = """
 import os, pickle, signal, sys, threading, time
 import numpy as np, fastpack
 random = np.random.default_rng(0)
-H = 192
-shapes = {"weight_ih_l0": (4 * H, H), "weight_hh_l0": (4 * H, H)}
-layer = fastpack.LSTM.from_state_dict({name: random.standard_normal(shape, np.float32) / 20 for name, shape in shapes.items()})
+H = {H}
+shapes = dict.fromkeys(["weight_ih_l0", "weight_hh_l0"], (4 * H, H))
+weights = ((name, random.standard_normal(shape, np.float32) / 20) for name, shape in shapes.items())
+layer = fastpack.LSTM.from_state_dict(dict(weights))
 packed = fastpack.pack([random.standard_normal((400, H), np.float32) for _ in range(4)])
 expected = layer(packed)[0].data.tobytes()
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,12 +223,15 @@ print(caught, "times interrupted")
 """
 
 
-def test_ctrl_c(child: Child):
-    assert child(INTERRUPTED, PYTHONPATH=ROOT) == "5 times interrupted\n"
+@pytest.mark.parametrize("H", [64, 192])  # with threads that share sequences, and hidden units
+def test_ctrl_c(child: Child, H: int):
+    assert child(INTERRUPTED.format(H=H), PYTHONPATH=ROOT) == "5 times interrupted\n"
 
 
-def test_ctrl_c_ends_a_program(child: Child):
-    code = INTERRUPTED.partition("caught = 0")[0] + "threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+@pytest.mark.parametrize("H", [64, 192])
+def test_ctrl_c_ends_a_program(child: Child, H: int):
+    assert shares_units(blocks.LSTM, H, H, 4, 2) == (H == 192)
+    code = INTERRUPTED.format(H=H).partition("caught = 0")[0] + "threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
     said = child(code + "while True:\n    layer(packed, num_threads=2)", status=-2, PYTHONPATH=ROOT)
     assert said.splitlines()[-1] == "KeyboardInterrupt"
 
@@ -163,7 +259,12 @@ def test_threads_before_and_after_a_fork(child: Child):
 def test_no_more_threads_than_sequences_with_steps(monkeypatch: pytest.MonkeyPatch):
     layer, used = layer_of(KINDS["tanh"], weights_of(KINDS["tanh"], 3, 5)), []
     real = threads.run_shares
-    monkeypatch.setattr("fastpack.recurrent.run_shares", lambda steps, shares, held: (used.append(shares), real(steps, shares, held)))
+
+    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray | None, held: tuple) -> None:
+        used.append(shares)
+        real(steps, shares, arrivals, held)
+
+    monkeypatch.setattr("fastpack.recurrent.run_shares", run_shares)
     for lengths, shares in [([4, 0, 1, 0], 2), ([1], 1), ([0, 0], 1), ([2] * 9, 7)]:
         expected = run(layer, batch_of(lengths, 3))
         assert_same_arrays(run(layer, batch_of(lengths, 3), num_threads=7), expected)

@@ -1,6 +1,7 @@
 """LSTM, GRU and RNN as a few lines of vector arithmetic each. The formulas are those of torch.nn.LSTM, GRU and RNN.
 
-A cell is given a unit's sums, as the tile left them in registers, and the states before, and returns the states after.
+A cell is given a unit's sums, as the tile left them in registers, and the states before, and returns the states after. Where it
+has no c, or does not read its own h, these are anything.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Cell(NamedTuple):
     has_c: bool
 
 
-def lstm(sums: list[Vector], _h: Any, before: Vector) -> tuple[Vector, Vector]:
+def lstm(sums: list[Vector], _h: Vector, before: Vector) -> tuple[Vector, Vector]:
     # A division for each product of two fractions. One for the whole of c would overflow where three gates are all but closed;
     # five, one a fraction, are as fast on AVX-512 and 5 % slower in float64 and without it.
     (i, i_), (f, f_), (o, o_) = sigmoid_fraction(sums[0]), sigmoid_fraction(sums[1]), sigmoid_fraction(sums[3])
@@ -31,23 +32,23 @@ def lstm(sums: list[Vector], _h: Any, before: Vector) -> tuple[Vector, Vector]:
     return o * t / (o_ * t_), c
 
 
-def gru(sums: list[Vector], h: Vector, _c: Any) -> tuple[Vector, Any]:
+def gru(sums: list[Vector], h: Vector, c: Vector) -> tuple[Vector, Vector]:
     (r, r_), (z, z_) = sigmoid_fraction(sums[0]), sigmoid_fraction(sums[1])
     n, n_ = tanh_fraction(fma(r / r_, sums[3], sums[2]))
-    return fma(z / z_, h, (z_ - z) * n / (z_ * n_)), None  # z h + (1 - z) n
+    return fma(z / z_, h, (z_ - z) * n / (z_ * n_)), c  # z h + (1 - z) n
 
 
-def rnn_tanh(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
+def rnn_tanh(sums: list[Vector], _h: Vector, c: Vector) -> tuple[Vector, Vector]:
     t, t_ = tanh_fraction(sums[0])
-    return t / t_, None
+    return t / t_, c
 
 
-def rnn_relu(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
-    return (sums[0] < 0.0).where(0.0, sums[0]), None  # NaN stays NaN
+def rnn_relu(sums: list[Vector], _h: Vector, c: Vector) -> tuple[Vector, Vector]:
+    return (sums[0] < 0.0).where(0.0, sums[0]), c  # NaN stays NaN
 
 
-def linear(sums: list[Vector], _h: Any, _c: Any) -> tuple[Vector, Any]:
-    return sums[0], None
+def linear(sums: list[Vector], _h: Vector, c: Vector) -> tuple[Vector, Vector]:
+    return sums[0], c
 
 
 CELLS = {

@@ -35,7 +35,7 @@ KERNELS: dict[str, Kernel] = {}
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that kernels call; LLVM inlines it."""
-    compiled: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
     return compiled
 
 

@@ -47,8 +47,36 @@ def _caster(result: Any) -> Any:
 
 as_bytes = _caster(types.CPointer(types.uint8))
 as_float32, as_float64 = _caster(types.CPointer(types.float32)), _caster(types.CPointer(types.float64))
-as_float32_rows = _caster(types.CPointer(types.CPointer(types.float32)))
-as_float64_rows = _caster(types.CPointer(types.CPointer(types.float64)))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_items(_typing: Any, pointer: Any, like: Any) -> Any:
+    """Take an address as one of such items as those at `like`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return like(pointer, like), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_table(_typing: Any, pointer: Any) -> Any:
+    """Take an address as that of a table of addresses of such items."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(pointer)(pointer), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def item_bytes_of(_typing: Any, pointer: Any) -> Any:
+    """How many bytes an item has: a constant."""
+
+    def codegen(_context: Any, _builder: Any, signature: Any, _args: Any) -> Any:
+        return ir.Constant(I64, signature.args[0].dtype.bitwidth // 8)
+
+    return types.int64(pointer), codegen
 
 
 def _copier(width: int) -> Any:

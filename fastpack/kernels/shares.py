@@ -22,7 +22,6 @@ class States(NamedTuple):
     c_0: Any  # (B, H), or null
     h_n: Any  # (B, P)
     c_n: Any  # (B, H), or null
-    zeros: Any  # a row of them
 
 
 class Batch(NamedTuple):
@@ -111,8 +110,3 @@ def first_step(batch, rows):
         for t in range(batch.T - 1):
             step = advance(step, rows.step if rows.step else rows.row * batch.batch_sizes[t])
     return step
-
-
-@helper
-def state_row(state, zeros, index, items):
-    return zeros if is_null(state) else advance(state, index * items)

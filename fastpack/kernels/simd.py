@@ -6,6 +6,7 @@ no fast-math and no implied contraction: each operation is done as written, so a
 
 import os
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -32,6 +33,7 @@ OTHERS = Registers(accumulators=16, fused=True) if platform.machine().lower() in
 
 LEVEL = os.environ.get("FASTPACK_COMPILING", "")
 REGISTER = REGISTERS.get(LEVEL, OTHERS)
+VECTOR = VECTOR_BYTES.get(LEVEL, 16)  # bytes
 
 
 class Float(NamedTuple):
@@ -63,7 +65,7 @@ class Float(NamedTuple):
 
 def float_of(bits: int) -> Float:
     """Return float32 or float64 with as many lanes as a register holds."""
-    return Float(bits, VECTOR_BYTES.get(LEVEL, 16) * 8 // bits)
+    return Float(bits, VECTOR * 8 // bits)
 
 
 class Vector:
@@ -261,3 +263,34 @@ class Memory:
 def number(value: Any) -> Any:
     """Return an int64 of the IR, of a Python number or of what is one already."""
     return ir.Constant(I64, value) if isinstance(value, int) else value
+
+
+def switch(builder: ir.IRBuilder, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+    """Write each case, and the choice between them: there is always one that `value` is."""
+    done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
+    chosen = builder.switch(value, never)
+    for key, emit in cases.items():
+        block = builder.append_basic_block(f"case{key}")
+        chosen.add_case(number(key), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(done)
+    builder.position_at_end(never)
+    builder.unreachable()
+    builder.position_at_end(done)
+
+
+def own_function(
+    builder: ir.IRBuilder, name: str, inlining: str, arguments: Sequence[Any], result: ir.Type, emit: Callable[..., Any]
+) -> Any:
+    """Call a function of the module's own, which `emit` writes at its first call, given a builder and the arguments."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add(inlining)
+        inside = ir.IRBuilder(function.append_basic_block())
+        returned = emit(inside, *function.args)
+        inside.ret_void() if returned is None else inside.ret(returned)
+    return builder.call(function, arguments)

@@ -5,28 +5,30 @@ vector a gate, and R inputs, and multiplies all with all. Each sum is one chain 
 and then over the states, whatever R and J are: so a sequence's bits do not depend on the rows that it shares a tile with.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastpack.blocks import LINEAR
 from fastpack.kernels.cells import CELLS, Cell
-from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, fma, number
+from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, fma, number, own_function, switch
 
-ROWS = REGISTER.accumulators // 4  # the most rows of a tile
+ACCUMULATORS = REGISTER.accumulators
+ROWS = ACCUMULATORS // 4  # the most rows of a tile
 EARLY = 8192  # bytes: how far ahead of their turn weights are prefetched. 4096 gained little, 16384 to 32768 lost 1 to 4 % at H = 512
 
 
-def wide_blocks(cell: Cell) -> int:
+def wide_blocks(sums: int) -> int:
     """Return how many hidden blocks a wide tile takes: with few rows, one block's sums are too few to hide a sum's latency."""
-    return 2 if cell.sums > 1 else 4
+    return 2 if sums > 1 else 4
 
 
-def wide_rows(cell: Cell) -> int:
+def wide_rows(sums: int) -> int:
     """Return the most rows of a wide tile."""
-    return REGISTER.accumulators // (cell.sums * wide_blocks(cell))
+    return ACCUMULATORS // (sums * (2 if sums > 1 else 4))
 
 
 class Tables(NamedTuple):
@@ -35,8 +37,7 @@ class Tables(NamedTuple):
     x: Any
     h: Any  # of the step before
     out: Any
-    c_before: Any
-    c: Any
+    c: Any  # where it stays from step to step
 
 
 class Starts(NamedTuple):
@@ -49,8 +50,9 @@ class Starts(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """A layer's panels (see panels.py), from one hidden block on."""
+    """A cell's panels: see panels.py."""
 
+    cell: int
     panel: Any
     block: int  # items from one hidden block's to the next's
     F: int
@@ -157,7 +159,7 @@ class Tile:
                 self._cells(sums, tables, first, unit, left)
 
     def _cells(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any) -> None:
-        names = ["out"] + ["h"] * self.cell.reads_h + ["c_before", "c"] * self.cell.has_c
+        names = ["out"] + ["h"] * self.cell.reads_h + ["c"] * self.cell.has_c
         rows = {name: self.pointers(getattr(tables, name), first) for name in names}
         memory, builder = self.memory, self.builder
         for j in range(self.blocks):
@@ -165,12 +167,26 @@ class Tile:
             mask = None if left is None else memory.first_lanes(builder.sub(left, number(j * self.kind.lanes)))
             for r in range(self.rows):
                 h = memory.load(memory.at(rows["h"][r], at), mask) if self.cell.reads_h else None
-                c = memory.load(memory.at(rows["c_before"][r], at), mask) if self.cell.has_c else None
+                c = memory.load(memory.at(rows["c"][r], at), mask) if self.cell.has_c else None
                 place = self.place(r, j, 0)
-                h, c = self.cell.formula(sums[place : place + self.cell.sums], h, c)
-                if c is not None:
+                h, c = self._formula(sums[place : place + self.cell.sums], h, c)
+                if self.cell.has_c:
                     memory.store(c, memory.at(rows["c"][r], at), mask)
                 memory.store(h, memory.at(rows["out"][r], at), mask)
+
+    def _formula(self, sums: list[Vector], h: Vector | None, c: Vector | None) -> tuple[Vector, Vector]:
+        """Call the cell's formula, which is written once for all tiles and inlined by LLVM: that takes less time than to write it anew."""
+        vector, nothing = self.kind.vector, sums[0].full(0.0)
+        pair = ir.LiteralStructType([vector, vector])
+
+        def emit(builder: ir.IRBuilder, *values: Any) -> Any:
+            *sums, h, c = (Vector(builder, value, self.kind) for value in values)
+            h, c = self.cell.formula(sums, h, c)
+            return builder.insert_value(builder.insert_value(ir.Constant(pair, ir.Undefined), h.value, 0), c.value, 1)
+
+        name, given = f"{self.cell.formula.__name__}_{self.kind.bits}", [*sums, h or nothing, c or nothing]
+        after = own_function(self.builder, name, "alwaysinline", [item.value for item in given], pair, emit)
+        return nothing.of(self.builder.extract_value(after, 0)), nothing.of(self.builder.extract_value(after, 1))
 
     def put_aside(self, sums: list[Vector], aside: Any, aside_row: Any) -> None:
         """Store the sums of a block: row after row, `aside_row` items apart."""
@@ -185,84 +201,80 @@ class Tile:
         return value.of(phi)
 
 
-def switch_rows(builder: ir.IRBuilder, rows: Any, most: int, emit: Callable[[int], None]) -> None:
-    """Write a tile for each number of rows from 1 to `most`, and the choice between them."""
-    done = builder.append_basic_block("tile.done")
-    never = builder.append_basic_block("tile.never")
-    cases = builder.switch(rows, never)
-    for count in range(1, most + 1):
-        block = builder.append_basic_block(f"rows{count}")
-        cases.add_case(ir.Constant(I64, count), block)
-        builder.position_at_end(block)
-        emit(count)
-        builder.branch(done)
-    builder.position_at_end(never)
-    builder.unreachable()
-    builder.position_at_end(done)
+@intrinsic  # type: ignore[untyped-decorator]
+def step_tile(_typing: Any, rows: Any, wide: Any, tables: Any, first: Any, starts: Any, panels: Any, j: Any, H: Any) -> Any:
+    """Do a step of `panels`' cell, of `rows` rows from the tables' `first` on, in hidden block j; if `wide`, in several from j on."""
+    kind = float_of(panels.types[1].dtype.bitwidth)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        rows, wide, *others = args
+
+        def call(code: int, blocks: int, most: int) -> None:
+            # Not inlined: where all tiles stood in one loop, LLVM moved ahead of it what any of them could compute there
+            emit = partial(_step, CELLS[code], kind, blocks, most)
+            own_function(builder, f"step_{code}_{blocks}_{kind.bits}", "noinline", [rows, *others], ir.VoidType(), emit)
+
+        def choose(code: int, sums: int) -> None:
+            switch(builder, wide, {0: partial(call, code, 1, ROWS), 1: partial(call, code, wide_blocks(sums), wide_rows(sums))})
+
+        switch(builder, builder.extract_value(args[5], 0), {code: partial(choose, code, cell.sums) for code, cell in CELLS.items()})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, tables, types.int64, starts, panels, types.int64, types.int64), codegen
 
 
-def step_tile(code: int, bits: int, wide: bool) -> Any:
-    """Make the tile of a step: sums over x and over h, and then the cell. `wide`: of several hidden blocks."""
-    cell, kind = CELLS[code], float_of(bits)
-    blocks = wide_blocks(cell) if wide else 1
+def _step(cell: Cell, kind: Float, blocks: int, most: int, builder: ir.IRBuilder, *args: Any) -> None:
+    """Write the steps of 1 to `most` rows in `blocks` blocks, and the choice between them; `args` are those of `step_tile` but `wide`."""
+    rows, first, j, H, at = args[0], args[2], args[5], args[6], Memory(builder, kind).at
+    tables, starts, panels = Tables(*unpack(builder, args[1])), Starts(*unpack(builder, args[3])), Panels(*unpack(builder, args[4]))
+    start = at(at(starts.sums, builder.mul(first, starts.row)), builder.mul(j, starts.block))
+    panel = at(at(panels.panel, builder.mul(j, panels.block)), cell.sums * kind.lanes)
+    from_x = [at(panel, builder.mul(panels.block, number(k))) for k in range(blocks)]
+    from_h = [at(weight, builder.mul(panels.F, number(len(cell.from_x) * kind.lanes))) for weight in from_x]
+    unit, early = builder.mul(j, number(kind.lanes)), None
+    if blocks == 1:  # the first tile to come to a panel waits for the third-level cache; a wide one has more loads under way by itself
+        early = builder.select(builder.icmp_signed("==", first, number(0)), number(EARLY // (kind.bits // 8)), number(0))
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def step(_typing: Any, rows: Any, tables: Any, first: Any, starts: Any, panels: Any, unit: Any, left: Any) -> Any:
-        """Do `rows` rows from the tables' `first` on, in the hidden block of `unit`; `left` units are left from there on."""
+    def emit(count: int) -> None:
+        tile = Tile(builder, cell, kind, count, blocks)
+        sums = tile.starts(start, starts.row, starts.block)
+        sums = tile.stretch(sums, tile.pointers(tables.x, first), from_x, cell.from_x, starts.inputs, early)
+        sums = tile.stretch(sums, tile.pointers(tables.h, first), from_h, cell.from_h, panels.P, early)
+        tile.finish(sums, tables, first, unit, builder.sub(H, unit))
 
-        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            table = Tables(*unpack(builder, args[1], 5))
-            first, (panel, block, F, P), unit, left = args[2], unpack(builder, args[4], 4), args[5], args[6]
-
-            def emit(rows: int) -> None:
-                tile = Tile(builder, cell, kind, rows, blocks)
-                start, start_row, start_block, inputs = unpack(builder, args[3], 4)
-                sums = tile.starts(start, start_row, start_block)
-                at = tile.memory.at
-                from_x = [at(at(panel, builder.mul(block, number(j))), cell.sums * kind.lanes) for j in range(blocks)]
-                # the first tile to come to a panel waits for the third-level cache; a wide one has more loads under way by itself
-                early = builder.select(builder.icmp_signed("==", first, number(0)), number(EARLY // (kind.bits // 8)), number(0))
-                early = None if wide else early
-                sums = tile.stretch(sums, tile.pointers(table.x, first), from_x, cell.from_x, inputs, early)
-                past = builder.mul(F, number(len(cell.from_x) * kind.lanes))
-                from_h = [at(weight, past) for weight in from_x]
-                sums = tile.stretch(sums, tile.pointers(table.h, first), from_h, cell.from_h, P, early)
-                tile.finish(sums, table, first, unit, left)
-
-            switch_rows(builder, args[0], wide_rows(cell) if wide else ROWS, emit)
-            return context.get_dummy_value()
-
-        return types.void(rows, tables, types.int64, starts, panels, types.int64, types.int64), codegen
-
-    return step
+    switch(builder, rows, {count: partial(emit, count) for count in range(1, most + 1)})
 
 
-def ahead_tile(code: int, bits: int) -> Any:
-    """Make the tile that multiplies rows of x ahead of their steps, in one hidden block, and puts the sums aside."""
-    cell, kind = CELLS[code], float_of(bits)
+@intrinsic  # type: ignore[untyped-decorator]
+def ahead_tile(_typing: Any, rows: Any, x: Any, first: Any, panels: Any, j: Any, aside: Any) -> Any:
+    """Multiply `rows` rows of the table `x` from `first` on, in hidden block j, and put the sums aside."""
+    kind = float_of(panels.types[1].dtype.bitwidth)
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def ahead(_typing: Any, rows: Any, x: Any, first: Any, panels: Any, aside: Any, aside_row: Any) -> Any:
-        """Do `rows` rows of the table `x` from `first` on; `aside` is where the first one's sums go."""
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        def call(code: int) -> None:
+            own_function(builder, f"ahead_{code}_{kind.bits}", "noinline", args, ir.VoidType(), partial(_ahead, CELLS[code], kind))
 
-        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            panel, _block, F, _P = unpack(builder, args[3], 4)
+        switch(builder, builder.extract_value(args[3], 0), {code: partial(call, code) for code in CELLS if code != LINEAR})
+        return context.get_dummy_value()
 
-            def emit(rows: int) -> None:
-                tile = Tile(builder, cell, kind, rows, 1)
-                sums = tile.starts(panel, number(0), number(0))
-                weights = [tile.memory.at(panel, cell.sums * kind.lanes)]
-                sums = tile.stretch(sums, tile.pointers(args[1], args[2]), weights, cell.from_x, F, None)
-                tile.put_aside(sums, args[4], args[5])
-
-            switch_rows(builder, args[0], ROWS, emit)
-            return context.get_dummy_value()
-
-        return types.void(rows, x, types.int64, panels, aside, types.int64), codegen
-
-    return ahead
+    return types.void(types.int64, x, types.int64, panels, types.int64, aside), codegen
 
 
-def unpack(builder: ir.IRBuilder, value: Any, count: int) -> list[Any]:
+def _ahead(cell: Cell, kind: Float, builder: ir.IRBuilder, *args: Any) -> None:
+    """Write the products of 1 to ROWS rows, and the choice between them; `args` are those of `ahead_tile`."""
+    rows, x, first, j, at = args[0], args[1], args[2], args[4], Memory(builder, kind).at
+    panels, aside = Panels(*unpack(builder, args[3])), Starts(*unpack(builder, args[5]))
+    panel = at(panels.panel, builder.mul(j, panels.block))
+    to = at(at(aside.sums, builder.mul(first, aside.row)), builder.mul(j, aside.block))
+
+    def emit(count: int) -> None:
+        tile = Tile(builder, cell, kind, count, 1)
+        sums, weights = tile.starts(panel, number(0), number(0)), [at(panel, cell.sums * kind.lanes)]
+        tile.put_aside(tile.stretch(sums, tile.pointers(x, first), weights, cell.from_x, panels.F, None), to, aside.row)
+
+    switch(builder, rows, {count: partial(emit, count) for count in range(1, ROWS + 1)})
+
+
+def unpack(builder: ir.IRBuilder, value: Any) -> list[Any]:
     """Return the fields of a named tuple."""
-    return [builder.extract_value(value, k) for k in range(count)]
+    return [builder.extract_value(value, k) for k in range(len(value.type))]
