@@ -98,7 +98,7 @@ def cached_object(level: str, path: Path | None, say: Callable[[str], None] = lo
         with _one_at_a_time(path):
             code = _read(path)  # another process may have made it meanwhile
             if code is None:
-                say(f"fastpack: compiling the kernels for {level}, once; it takes about 20 seconds")
+                say(f"fastpack: compiling the kernels for {level}, once; it takes about a minute")
                 code = compiler.object_code(level)
                 if path is not None and path.name == cache_name(level):  # else the sources changed while we waited
                     _write(path, code)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastpack.blocks import KEY_STEPS, KEYS, STRIPE
+
 Array = npt.NDArray[Any]
 Int64Array = npt.NDArray[np.int64]
 LARGEST = 2**63 - 1
@@ -224,6 +226,23 @@ def _unpacked(panels: Array, cell: int, F: int, H: int) -> tuple[Array, Array, A
 def _sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):  # exp(-x) is infinite, and 1 / inf the 0 that it should be
         return 1 / (1 + np.exp(-x))
+
+
+def fingerprint(values: Sequence[Array], shares: int, sums: Int64Array) -> None:
+    """Add up the words of some arrays; and before, products of each word's halves, to which the halves of a key are added."""
+    start, step = np.array(KEYS, np.uint64), np.array(KEY_STEPS, np.uint64)
+    found, stripes_before = np.zeros((shares, 2), np.uint64), 0
+    for array in values:
+        content = array.tobytes()
+        stripes = -(-len(content) // STRIPE)
+        words = np.frombuffer(content.ljust(stripes * STRIPE, b"\0"), np.uint64).reshape(stripes, 8)
+        for share in range(shares):
+            for stripe in range(stripes * share // shares, stripes * (share + 1) // shares):
+                keys = start + step * np.uint64(stripes_before + stripe)
+                low, high = (words[stripe].view(np.uint32) + keys.view(np.uint32)).reshape(8, 2).T.astype(np.uint64)
+                found[share] += np.array([(low * high).sum(), words[stripe].sum()])
+        stripes_before += stripes
+    sums[:] = found.view(np.int64)
 
 
 def _steps(row: Array, length: int, after: int) -> Array:

@@ -253,6 +253,8 @@ def test_demo(tmp_path):
     (accuracy,) = re.findall(r"Test accuracy ([\d.]+)%", done.stdout)
     assert float(accuracy) >= 95
     assert len(re.findall(r"(?m)^ *\w*pack\w*_sequence +\d+ .* us .*x", done.stdout)) == 8
+    assert len(re.findall(r"(?m)^ *LSTM, packed +\d+ .* us .*x", done.stdout)) == 2
+    assert re.search(r"Time for this packed batch: torch\.nn\.LSTM [\d.,]+ us, fastpack\.torch\.LSTM [\d.,]+ us", done.stdout)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -339,6 +341,7 @@ def test_the_split_is_the_data_sets_own():
 
 
 def test_a_wrong_contender_is_not_timed(monkeypatch):
+    import torch
     from torch.nn.utils import rnn
 
     import fastpack.torch
@@ -347,7 +350,12 @@ def test_a_wrong_contender_is_not_timed(monkeypatch):
     training, _ = speakers.load()
     batches = timing.batches(training, 30)[:1]
     monkeypatch.setattr(timing, "CALLS", 4)
-    assert {item.function for item in timing.compare(batches)} == set(timing.CALLED)
+    lstm = fastpack.torch.LSTM(12, 8, bidirectional=True)
+    assert {item.function for item in timing.compare(batches, lstm)} == {*timing.CALLED, "LSTM, packed"}
+    with monkeypatch.context() as patch:
+        patch.setattr(fastpack.torch.LSTM, "forward", lambda layer, packed: (packed._replace(data=torch.ones(len(packed.data), 16)), None))
+        with pytest.raises(RuntimeError, match="LSTM does not give torch's result"):
+            timing.compare(batches, lstm)
     monkeypatch.setattr(fastpack.torch, "pad_sequence", lambda *args, **options: rnn.pad_sequence(*args, **options) + 1)
     with pytest.raises(RuntimeError, match="pad_sequence does not give torch's result"):
-        timing.compare(batches)
+        timing.compare(batches, lstm)

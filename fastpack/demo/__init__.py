@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastpack.demo import notebook, picture, speakers, timing
+from fastpack.torch import LSTM
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,9 +44,10 @@ def run(console: "Console", output: Path, seed: int = 0, workers: int = 2, start
         heading(console, "Nine speakers, 640 recordings: the main job")
         training, test = speakers.load()
         describe(console, training, test)
-        accuracy = name_speakers(console, training, test, workers, start_method)
+        accuracy, lstm = name_speakers(console, training, test, workers, start_method)
         heading(console, "The time it takes, beside torch's own functions")
-        timings = [row for size in (speakers.SETTINGS.batch_size, len(training)) for row in timing.compare(timing.batches(training, size))]
+        sizes = speakers.SETTINGS.batch_size, len(training)
+        timings = [row for size in sizes for row in timing.compare(timing.batches(training, size), lstm)]
     finally:
         torch.set_num_threads(threads)
     console.print(timing.table(timings))
@@ -74,8 +76,8 @@ def describe(console: "Console", training: speakers.Utterances, test: speakers.U
 
 def name_speakers(
     console: "Console", training: speakers.Utterances, test: speakers.Utterances, workers: int, start_method: str | None
-) -> float:
-    """Train and test the classifier with progress, print how it did, and return the test accuracy."""
+) -> tuple[float, LSTM]:
+    """Train and test the classifier with progress, print how it did, and return the test accuracy and the trained LSTM."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     settings = speakers.SETTINGS
@@ -111,7 +113,7 @@ def name_speakers(
     console.print(
         f"Test accuracy {accuracy:.1%}: {int(named.sum())} of {len(named)} speakers named, after {seconds:.1f} s.", style="bold green"
     )
-    return accuracy
+    return accuracy, model.lstm
 
 
 def speaker_table(speaker: torch.Tensor, named: torch.Tensor) -> "Table":

@@ -1,6 +1,7 @@
 """The main job on real data: name the speaker of an utterance, from recordings of unequal length.
 
-The recordings go through a torch DataLoader whose workers pack each batch, into an LSTM that never sees padding.
+The recordings go through a torch DataLoader whose workers pack each batch, into an LSTM that never sees padding. While it is
+trained, it runs torch's own functions, which know gradients; when it names speakers, fastpack's kernels.
 Everything a worker needs stands at the top level of this module, so that fork, spawn and forkserver all find it.
 """
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
-from fastpack.torch import pack_sequence, pad_packed_sequence
+from fastpack.torch import LSTM, pack_sequence, pad_packed_sequence
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "japanese_vowels.npz"
 SPEAKERS = 9
@@ -161,7 +162,7 @@ class SpeakerNamer(nn.Module):
         self.settings = settings
         self.register_buffer("mean", frames.mean(0))
         self.register_buffer("deviation", frames.std(0))
-        self.lstm = nn.LSTM(frames.shape[1], settings.hidden_size, bidirectional=True)
+        self.lstm = LSTM(frames.shape[1], settings.hidden_size, bidirectional=True)
         self.dropout = nn.Dropout(settings.dropout)
         self.scores = nn.Linear(2 * settings.hidden_size, SPEAKERS)
 

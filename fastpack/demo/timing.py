@@ -1,5 +1,6 @@
-"""How long packing, padding and unpacking take, side by side with torch's own functions on the same batches."""
+"""How long packing, padding, unpacking and an LSTM take, side by side with torch's own functions on the same batches."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -55,8 +56,8 @@ def batches(utterances: Utterances, size: int) -> list[list[Tensor]]:
     return [every[k : k + size] for k in range(0, len(every) - size + 1, size)]
 
 
-def compare(batches: list[list[Tensor]]) -> list[Timing]:
-    """Time every function on the same batches; the results are compared before.
+def compare(batches: list[list[Tensor]], lstm: fastpack.torch.LSTM) -> list[Timing]:
+    """Time every function, and inference by an LSTM, on the same batches; the results are compared before.
 
     Raises
     ------
@@ -68,7 +69,25 @@ def compare(batches: list[list[Tensor]]) -> list[Timing]:
         for batch in prepared:
             if not same(call(rnn, batch), call(fastpack.torch, batch)):
                 raise RuntimeError(f"{name} does not give torch's result")
-    return [Timing(name, len(batches[0]), *medians(call, prepared)) for name, call in CALLED.items()]
+    timings = [Timing(name, len(batches[0]), *medians(call, prepared)) for name, call in CALLED.items()]
+    return [*timings, Timing("LSTM, packed", len(batches[0]), *through(lstm, [batch.packed for batch in prepared]))]
+
+
+def through(ours: fastpack.torch.LSTM, batches: list[PackedSequence]) -> tuple[float, float]:
+    """Return the median seconds that torch's LSTM and fastpack's, of the same weights, take for packed batches.
+
+    Raises
+    ------
+    RuntimeError
+        The outputs are not the same up to rounding.
+    """
+    theirs = fastpack.torch.restore(copy.deepcopy(ours))
+    with torch.inference_mode():
+        for packed in batches:
+            if not torch.allclose(ours(packed)[0].data, theirs(packed)[0].data, rtol=1e-5, atol=1e-5):
+                raise RuntimeError("LSTM does not give torch's result")
+        first, second = cycle(batches), cycle(batches)
+        return in_turns(lambda: theirs(next(first)), lambda: ours(next(second)))
 
 
 def prepare(sequences: list[Tensor]) -> Batch:
@@ -79,12 +98,18 @@ def prepare(sequences: list[Tensor]) -> Batch:
 
 
 def medians(call: Callable[[Any, Batch], Any], prepared: list[Batch]) -> tuple[float, float]:
-    """Return the median seconds of torch's and of fastpack's function; calls take turns, so that a disturbance meets both."""
+    """Return the median seconds of torch's and of fastpack's function."""
+    theirs, ours = cycle(prepared), cycle(prepared)
+    return in_turns(lambda: call(rnn, next(theirs)), lambda: call(fastpack.torch, next(ours)))
+
+
+def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, float]:
+    """Return the median seconds of two calls; they take turns, so that a disturbance meets both."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _, batch in zip(range(CALLS), cycle(prepared), strict=False):
-        for library, taken in zip((rnn, fastpack.torch), seconds, strict=True):
+    for _ in range(CALLS):
+        for call, taken in zip((theirs, ours), seconds, strict=True):
             begin = time.perf_counter()
-            call(library, batch)
+            call()
             taken.append(time.perf_counter() - begin)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 

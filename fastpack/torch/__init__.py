@@ -1,4 +1,4 @@
-"""torch.nn.utils.rnn's functions by fastpack's kernels, on real PackedSequence objects, and ways between them and arrays."""
+"""torch.nn.utils.rnn's functions and torch.nn's recurrent layers by fastpack's kernels, and ways between tensors and arrays."""
 
 try:
     from torch.nn.utils.rnn import PackedSequence
@@ -8,8 +8,9 @@ except ModuleNotFoundError as error:
 if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interface that parallel calls
     raise ImportError(f"fastpack.torch needs torch 2.10 or later, but torch {_version} is installed: pip install 'fastpack[torch]'")
 
+from fastpack.torch.accelerate import accelerate, restore
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
-from fastpack.torch.bridge import path
+from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
     pack_sequence,
@@ -20,7 +21,11 @@ from fastpack.torch.rnn_utils import (
 )
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "PackedSequence",
+    "accelerate",
     "as_numpy",
     "as_torch",
     "pack_numpy",
@@ -30,6 +35,7 @@ __all__ = [
     "pad_packed_sequence",
     "pad_sequence",
     "path",
+    "restore",
     "unpack_sequence",
     "unpad_sequence",
 ]

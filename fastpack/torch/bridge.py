@@ -3,8 +3,9 @@
 Everything else goes to torch's own functions, which know what to do with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,18 +64,8 @@ def are_dense(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def path(*tensors: Tensor) -> str:
-    """Return which code a call with these tensors runs: 'kernels', or 'torch: ' and why.
-
-    Of a list of short sequences the kernels also take lazy ones, as these are joined first, which resolves them.
-
-    Examples
-    --------
-    >>> path(torch.zeros(2, 3))
-    'kernels'
-    >>> path(torch.zeros(2, 3, device="meta"))
-    'torch: a tensor is on meta'
-    """
+def path_of(tensors: Iterable[Any]) -> str:
+    """Return which code a call with these tensors runs: 'kernels', or 'torch: ' and why."""
     if not is_eager():
         return "torch: a transform, trace, compilation or mode is active"
     for tensor in tensors:

@@ -16,6 +16,8 @@ from fastpack import machine
 
 # Below so many bytes a second thread costs more than it brings: waking it takes about 3 us, in which one core moves 100 KB.
 WORTH_A_THREAD = 1 << 18
+# The same in floating-point operations, of which one core does 100 a nanosecond where there are many, and 20 where steps are small
+OPERATIONS_WORTH_A_THREAD = 1 << 20
 
 _may_share = True
 
@@ -37,9 +39,20 @@ def threads(moved_bytes: int) -> int:
     return torch.get_num_threads()
 
 
+def threads_to_compute(operations: int) -> int:
+    """Return how many threads are worth it for so many floating-point operations."""
+    if operations < 2 * OPERATIONS_WORTH_A_THREAD or not _may_share:
+        return 1
+    return min(torch.get_num_threads(), operations // OPERATIONS_WORTH_A_THREAD)
+
+
 def run(block: NamedTuple, shares: int, moved_bytes: int) -> None:
     """Have the kernel of `block` do its `shares`, on as many of torch's threads as are worth it."""
-    many = threads(moved_bytes)
+    run_on(block, shares, threads(moved_bytes))
+
+
+def run_on(block: NamedTuple, shares: int, many: int) -> None:
+    """Have the kernel of `block` do its `shares`, on so many of torch's threads."""
     call, encode, address = machine.kernel(type(block))
     if many == 1:
         call(0, shares, encode(*block))

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.torch import moves
 from fastpack.torch.autograd import Form, Padded, move
-from fastpack.torch.bridge import PLAIN_TYPES, is_dense, is_eager, needs_grad
-from fastpack.torch.layout import TensorLayout, from_lengths, from_packed, is_vector, only_lengths
+from fastpack.torch.bridge import is_dense, is_eager, needs_grad
+from fastpack.torch.layout import TensorLayout, check_batch_sizes, from_lengths, from_packed, is_vector, only_lengths
 from fastpack.torch.listed import as_listed
 
 REALS = {float, int, bool}
@@ -346,17 +346,7 @@ def _whole(sequence: Any) -> Any:
     """Return a packed batch for torch to unpack; refused where torch would leave rows of `data` out, or write out of range."""
     if not isinstance(sequence, PackedSequence) or not is_eager():
         return sequence
-    data, sizes = sequence.data, sequence.batch_sizes
-    if not is_dense(sizes) or sizes.dim() != 1 or not sizes.numel():
-        return sequence
-    rises = torch.nonzero(sizes[1:] > sizes[:-1])
-    if rises.numel():
-        k = int(rises[0])
-        raise RuntimeError(f"batch_sizes[{k + 1}] is {sizes[k + 1]}, but batch sizes never grow, and batch_sizes[{k}] is {sizes[k]}")
-    if int(sizes[-1]) < 0:
-        raise RuntimeError(f"batch_sizes[{len(sizes) - 1}] is {sizes[-1]}, but batch sizes are never negative")
-    if type(data) in PLAIN_TYPES and data.dim() and int(sizes.sum()) < data.shape[0]:
-        raise RuntimeError(f"batch_sizes add up to {sizes.sum()}, but data has {data.shape[0]} rows")
+    check_batch_sizes(sequence.data, sequence.batch_sizes)
     return sequence
 
 

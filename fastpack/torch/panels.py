@@ -1,0 +1,149 @@
+"""A layer's weights in the order in which the kernels read them: made once, and again whenever the weights are not the same.
+
+There are more ways of changing a weight than torch counts: its version knows of an optimiser's step, and neither of
+`weight.data.add_(...)`, the idiom of moving averages, nor of an edit through `weight.numpy()`. So each call reads all weights
+and compares two sums of what it finds with those of what the panels were made of, at the speed of memory: 10 us for 1 MB,
+where a call on one sequence reads the panels once a step. Where weights lie does not matter: a parametrisation
+computes them anew for each call, and they still are the same.
+
+Panels are never changed once they are made, so threads may share them, and a forked process has its own. Two threads that
+find the same change both make new ones.
+"""
+
+import ctypes
+from array import array
+from collections.abc import MutableMapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastpack import blocks
+from fastpack.cells import CELLS, lanes, panel_items
+from fastpack.machine import run
+from fastpack.torch import parallel
+
+MODES = {"LSTM": blocks.LSTM, "GRU": blocks.GRU, "RNN_TANH": blocks.RNN_TANH, "RNN_RELU": blocks.RNN_RELU}
+KEPT = "_fastpack_panels"  # the name under which a module, in its __dict__, keeps its panels
+ALIGNED = 64
+ALL_BITS = 2**64 - 1
+
+
+class Settings(NamedTuple):
+    """What torch calls a layer's arguments, as far as they decide on its weights."""
+
+    mode: str  # 'LSTM', 'GRU', 'RNN_TANH' or 'RNN_RELU'
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    bias: bool
+    bidirectional: bool
+
+
+class Direction(NamedTuple):
+    """One direction of one layer: which weights are its, and where its panels are."""
+
+    F: int
+    first_weight: int  # weight_ih; then weight_hh, bias_ih and bias_hh, weight_hr
+    panels: int  # bytes from the beginning of all panels
+    projection: int  # likewise; -1 where there is none
+
+
+class Plan(NamedTuple):
+    """What follows from the settings and the dtype: sizes, the same for as long as the layer is of this make."""
+
+    settings: Settings
+    dtype: torch.dtype
+    cell: int
+    H: int
+    P: int
+    widths: tuple[int, ...]  # of the states: P and, of an LSTM, H
+    item_bytes: int
+    shapes: list[tuple[int, ...]]  # of the weights, in torch's order
+    nbytes: "array[int]"  # of the weights
+    directions: list[Direction]  # layer by layer
+    panel_bytes: int
+    weight_bytes: int
+    operations: int  # floating-point operations that all layers take for a row
+
+
+class Panels(NamedTuple):
+    """The weights of a whole layer as panels."""
+
+    plan: Plan
+    fingerprint: tuple[int, int]
+    memory: Tensor  # holds the panels
+    start: int  # address of the first
+
+
+@lru_cache(maxsize=256)
+def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
+    """Return what follows from settings that torch's constructors accept."""
+    mode, F, H, proj_size, num_layers, bias, bidirectional = settings
+    cell, P, item_bytes, D = MODES[mode], proj_size or H, dtype.itemsize, 2 if bidirectional else 1
+    gates, _, has_c = CELLS[cell]
+    shapes: list[tuple[int, ...]] = []
+    directions, end, operations = [], 0, 0
+    for layer, _ in product(range(num_layers), range(D)):
+        features = D * P if layer else F
+        first_weight, panels, projection = len(shapes), end, -1
+        shapes += [(gates * H, features), (gates * H, P)] + [(gates * H,)] * (2 if bias else 0)
+        end += _whole(panel_items(cell, features, H, P) * item_bytes)
+        operations += 2 * gates * H * (features + P)
+        if proj_size:
+            shapes.append((P, H))
+            projection, end = end, end + _whole(panel_items(blocks.LINEAR, H, P, 0) * item_bytes)
+            operations += 2 * P * H
+        directions.append(Direction(features, first_weight, panels, projection))
+    nbytes = array("q", [torch.Size(shape).numel() * item_bytes for shape in shapes])
+    widths = (P, H) if has_c else (P,)
+    return Plan(settings, dtype, cell, H, P, widths, item_bytes, shapes, nbytes, directions, end, sum(nbytes), operations)
+
+
+def panels_of(plan: Plan, weights: Sequence[Tensor], addresses: Sequence[int], kept: MutableMapping[str, Any]) -> Panels:
+    """Return the panels of contiguous weights at `addresses`: those in `kept` if they are of these weights, else new ones.
+
+    The weights may be changed by another thread at any moment. New panels are kept only if they were not while these were made.
+    """
+    found = fingerprint(plan, addresses)
+    panels: Panels | None = kept.get(KEPT)
+    if panels is not None and panels.fingerprint == found and (panels.plan is plan or panels.plan == plan):
+        return panels
+    panels = _packed(plan, found, addresses, weights[0])
+    if fingerprint(plan, addresses) == found:
+        kept[KEPT] = panels
+    return panels
+
+
+def fingerprint(plan: Plan, addresses: Sequence[int]) -> tuple[int, int]:
+    """Return two sums over the weights at `addresses` that tell whether their content is another."""
+    table, shares = array("q", addresses), parallel.threads(plan.weight_bytes)
+    sums = (ctypes.c_int64 * (2 * shares))()
+    block = blocks.Fingerprint(table.buffer_info()[0], plan.nbytes.buffer_info()[0], len(table), shares, ctypes.addressof(sums))
+    parallel.run_on(block, shares, shares)
+    first, second = sums[:] if shares == 1 else (sum(sums[::2]), sum(sums[1::2]))
+    return first & ALL_BITS, second & ALL_BITS  # the same for any number of shares
+
+
+def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int], like: Tensor) -> Panels:
+    memory = like.new_empty(plan.panel_bytes + ALIGNED, dtype=torch.uint8)
+    start = _whole(memory.data_ptr())
+    cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
+    for F, first, panels, projection in (tuple(direction) for direction in plan.directions):
+        weight_ih, weight_hh, *rest = addresses[first : first + 5]
+        bias_ih, bias_hh = rest[:2] if plan.settings.bias else (0, 0)
+        block = blocks.PackPanels(cell, item_bytes, vector, weight_ih, weight_hh, bias_ih, bias_hh, F, H, P, start + panels)
+        run(block, 0, -(-H // vector))
+        if projection >= 0:
+            linear = blocks.PackPanels(
+                blocks.LINEAR, item_bytes, vector, rest[2 if plan.settings.bias else 0], 0, 0, 0, H, P, 0, start + projection
+            )
+            run(linear, 0, -(-P // vector))
+    return Panels(plan, found, memory, start)
+
+
+def _whole(count: int) -> int:
+    return -(-count // ALIGNED) * ALIGNED
