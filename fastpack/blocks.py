@@ -275,29 +275,8 @@ class Recur(NamedTuple):
     shares: Size
 
 
-# Of a fingerprint: bytes in a stripe, and the keys of its 8 words, which are `KEYS` at the first stripe and change by `KEY_STEPS`
-# from each to the next; all odd, and without any pattern
-STRIPE = 64
-KEYS = [
-    0x49AC5DE319EDAE63,
-    0x227BA5F3C6C9109F,
-    0x08F225FF08E94A5B,
-    0x3D3EE11D2FBF7F6B,
-    0xA1788CE1D89FE8B5,
-    0x4FEC9C05B7F6DB9D,
-    0xB7A7F761815E89D7,
-    0x2178BF21A7BEA99B,
-]
-KEY_STEPS = [
-    0x19BF96839580153D,
-    0x9A2DEFF56AE163A7,
-    0xB866BDED8609395D,
-    0x6602BD1D9766873F,
-    0x575D5B0BB0FC23D3,
-    0x13EC472B348010CB,
-    0xBBED091FB951295F,
-    0x733783EB95DBF62D,
-]
+# Of a fingerprint: word n, of 8 bytes, has the key (n + 1) * KEY
+KEY = 0x9E3779B97F4A7C15
 
 
 class Fingerprint(NamedTuple):

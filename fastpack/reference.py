@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpack.blocks import KEY_STEPS, KEYS, STRIPE
-
 Array = npt.NDArray[Any]
 Int64Array = npt.NDArray[np.int64]
 LARGEST = 2**63 - 1
+KEY = np.uint64(0x9E3779B97F4A7C15)
 
 LSTM, GRU, RNN_TANH, RNN_RELU, LINEAR = range(5)
 GATES = {LSTM: 4, GRU: 3}  # of the others 1
@@ -229,19 +228,18 @@ def _sigmoid(x: Array) -> Array:
 
 
 def fingerprint(values: Sequence[Array], shares: int, sums: Int64Array) -> None:
-    """Add up the words of some arrays; and before, products of each word's halves, to which the halves of a key are added."""
-    start, step = np.array(KEYS, np.uint64), np.array(KEY_STEPS, np.uint64)
-    found, stripes_before = np.zeros((shares, 2), np.uint64), 0
+    """Add up the words of some arrays; and before that, products of each word's halves, to which the halves of its key are added."""
+    found, words_before = np.zeros((shares, 2), np.uint64), 0
     for array in values:
         content = array.tobytes()
-        stripes = -(-len(content) // STRIPE)
-        words = np.frombuffer(content.ljust(stripes * STRIPE, b"\0"), np.uint64).reshape(stripes, 8)
+        stripes = -(-len(content) // 64)
+        words = np.frombuffer(content.ljust(stripes * 64, b"\0"), np.uint64)
+        keys = (np.arange(words_before, words_before + len(words), dtype=np.uint64) + np.uint64(1)) * KEY
+        low, high = (words.view(np.uint32) + keys.view(np.uint32)).reshape(-1, 2).T.astype(np.uint64)
         for share in range(shares):
-            for stripe in range(stripes * share // shares, stripes * (share + 1) // shares):
-                keys = start + step * np.uint64(stripes_before + stripe)
-                low, high = (words[stripe].view(np.uint32) + keys.view(np.uint32)).reshape(8, 2).T.astype(np.uint64)
-                found[share] += np.array([(low * high).sum(), words[stripe].sum()])
-        stripes_before += stripes
+            own = slice(stripes * share // shares * 8, stripes * (share + 1) // shares * 8)
+            found[share] += np.array([(low[own] * high[own]).sum(), words[own].sum()])
+        words_before += len(words)
     sums[:] = found.view(np.int64)
 
 

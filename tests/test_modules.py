@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -233,8 +234,8 @@ def test_constructors_take_and_refuse_what_torchs_do():
             ((F,), {}),
             ((F, H), {"device": "meta", "dtype": torch.float64}),
         ]:
-            kind, message = outcome(lambda: getattr(nn, cell)(*arguments, **options))
-            found, said = outcome(lambda: getattr(fp, cell)(*arguments, **options))
+            kind, message = outcome(partial(getattr(nn, cell), *arguments, **options))
+            found, said = outcome(partial(getattr(fp, cell), *arguments, **options))
             assert found is kind, (cell, arguments, options, said)
             assert kind is TypeError or said == message
 
@@ -316,7 +317,9 @@ def test_bits_are_the_same_on_two_threads(two_threads, monkeypatch):
     ran, original = [], parallel.run_on
     monkeypatch.setattr(parallel, "OPERATIONS_WORTH_A_THREAD", 1)
     monkeypatch.setattr(recurrence, "WORTH_WAITING", 1)
-    monkeypatch.setattr(parallel, "run_on", lambda block, shares, many: ran.append((type(block).__name__, many)) or original(block, shares, many))
+    monkeypatch.setattr(
+        parallel, "run_on", lambda block, shares, many: ran.append((type(block).__name__, many)) or original(block, shares, many)
+    )
     for cell, own in CELLS:
         _, ours = pair(cell, torch.float32, (30, 70), num_layers=2, bidirectional=True, **own)
         for lengths in ([20], [15, 6], [*range(3, 26)]):  # shares of hidden units, of a sequence each, of many

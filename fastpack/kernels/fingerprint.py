@@ -13,13 +13,16 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastpack import blocks
-from fastpack.blocks import KEY_STEPS, KEYS, STRIPE
+from fastpack.blocks import KEY
 from fastpack.kernels.kernel import kernel
 from fastpack.kernels.memory import I8, I64, advance
 
+STRIPE = 64  # bytes
 I32 = ir.IntType(32)
 WORDS, HALVES = ir.VectorType(I64, 8), ir.VectorType(I32, 16)
 PRODUCTS, SUMS, NEXT_KEYS = range(3)  # the three vectors of a state, which LLVM keeps in registers
+FIRST_KEYS = [KEY * (k + 1) % 2**64 for k in range(8)]
+STEP = ir.Constant(WORDS, [KEY * 8 % 2**64] * 8)  # from the keys of a stripe to those of the next
 LOW = ir.Constant(WORDS, [2**32 - 1] * 8)
 
 
@@ -38,7 +41,7 @@ def _add(builder: Any, state: Any, words: Any) -> None:
     product = builder.mul(builder.and_(mixed, LOW), builder.lshr(mixed, ir.Constant(WORDS, [32] * 8)))
     builder.store(builder.add(products, product), _slot(builder, state, PRODUCTS))
     builder.store(builder.add(sums, words), _slot(builder, state, SUMS))
-    builder.store(builder.add(keys, ir.Constant(WORDS, KEY_STEPS)), _slot(builder, state, NEXT_KEYS))
+    builder.store(builder.add(keys, STEP), _slot(builder, state, NEXT_KEYS))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -60,8 +63,8 @@ def go_to(_typing: Any, state: Any, stripe: Any) -> Any:
     """Set the keys to those of the stripe with this number."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        moved = builder.mul(_splat(builder, args[1]), ir.Constant(WORDS, KEY_STEPS))
-        builder.store(builder.add(moved, ir.Constant(WORDS, KEYS)), _slot(builder, args[0], NEXT_KEYS))
+        moved = builder.mul(_splat(builder, args[1]), STEP)
+        builder.store(builder.add(moved, ir.Constant(WORDS, FIRST_KEYS)), _slot(builder, args[0], NEXT_KEYS))
         return context.get_dummy_value()
 
     return types.void(state, types.int64), codegen

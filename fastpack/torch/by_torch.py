@@ -12,8 +12,8 @@ from torch import _VF, Tensor
 from torch.nn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from fastpack.torch.bridge import is_eager
-from fastpack.torch.layout import check_batch_sizes
+from fastpack.torch.bridge import PLAIN_TYPES, is_eager
+from fastpack.torch.layout import check_batch_sizes, has_room
 from fastpack.torch.panels import Settings
 
 FUNCTIONS: dict[str, Any] = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
@@ -27,9 +27,12 @@ def forward(layer: RNNBase, theirs: type[RNNBase], input: Any, hx: Any) -> Any:
     RuntimeError, ValueError
         As torch; and for a packed batch whose batch sizes grow, are negative, or do not add up to its rows.
     """
-    if not isinstance(input, PackedSequence) or not is_eager():
+    if not is_eager():
         return theirs.forward(layer, input, hx)
     layer._update_flat_weights()
+    _check_memory(layer, input, hx)
+    if not isinstance(input, PackedSequence):
+        return theirs.forward(layer, input, hx)
     _check_packed(layer, input, hx)
     batch_sizes, order = input[1:3]
     if order is None or _count_full(batch_sizes) == order.shape[0]:
@@ -96,10 +99,22 @@ def _count_full(batch_sizes: Tensor) -> int:
     return int(batch_sizes[0]) if batch_sizes.shape[0] else 0
 
 
+def _check_memory(layer: RNNBase, input: Any, hx: Any) -> None:
+    """Check that tensors have the memory that their shapes say: torch reads it without asking, and would not survive."""
+    states = hx if isinstance(hx, (tuple, list)) else [hx]
+    named = {"input": input[0] if isinstance(input, PackedSequence) else input, **{f"hx[{k}]": state for k, state in enumerate(states)}}
+    for name, tensor in (named | dict(zip(layer._flat_weights_names, layer._flat_weights, strict=False))).items():
+        if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_nested:
+            continue
+        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        if tensor.numel() and not tensor._is_zerotensor() and not has_room(tensor, extent):
+            raise RuntimeError(f"{name} has no memory: its storage was emptied")
+
+
 def _check_packed(layer: RNNBase, sequence: PackedSequence, hx: Any) -> None:
     data, batch_sizes, order, _ = sequence
     layer.check_input(data, batch_sizes)
-    check_batch_sizes(data, batch_sizes)
+    check_batch_sizes(data, batch_sizes, exactly=True)
     full = _count_full(batch_sizes)
     B = full if order is None else order.shape[0]
     if B == 0:

@@ -89,13 +89,13 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     return TensorLayout(lengths, batch_sizes, order, places, N)
 
 
-def check_batch_sizes(data: Any, sizes: Tensor) -> None:
+def check_batch_sizes(data: Any, sizes: Tensor, exactly: bool = False) -> None:
     """Check the batch sizes of a packed batch, where torch leaves rows of `data` out, or writes out of range.
 
     Raises
     ------
     RuntimeError
-        Batch sizes grow, are negative, or do not add up to the rows.
+        Batch sizes grow, are negative, or add up to fewer rows than there are; or to more, where `exactly`.
     """
     if not is_dense(sizes) or sizes.dim() != 1 or not sizes.numel():
         return
@@ -105,8 +105,10 @@ def check_batch_sizes(data: Any, sizes: Tensor) -> None:
         raise RuntimeError(f"batch_sizes[{k + 1}] is {sizes[k + 1]}, but batch sizes never grow, and batch_sizes[{k}] is {sizes[k]}")
     if int(sizes[-1]) < 0:
         raise RuntimeError(f"batch_sizes[{len(sizes) - 1}] is {sizes[-1]}, but batch sizes are never negative")
-    if type(data) in PLAIN_TYPES and data.dim() and int(sizes.sum()) != data.shape[0]:
-        raise RuntimeError(f"batch_sizes add up to {sizes.sum()}, but data has {data.shape[0]} rows")
+    if type(data) in PLAIN_TYPES and data.dim():
+        total = int(sizes.sum()) if int(sizes[0]) <= data.shape[0] else sum(sizes.tolist())  # which may be more than int64 holds
+        if total < data.shape[0] or (exactly and total > data.shape[0]):
+            raise RuntimeError(f"batch_sizes add up to {total}, but data has {data.shape[0]} rows")
 
 
 def offsets_of(layout: TensorLayout) -> Tensor:
@@ -131,10 +133,18 @@ def are_vectors(indices: Sequence[Any]) -> bool:
             and set(map(_facts, indices)) <= VECTOR
             and all(map(Tensor.is_contiguous, indices))
             and not any(map(Tensor.is_neg, indices))
-            and all([index.untyped_storage().nbytes() >= 8 * (index.storage_offset() + index.shape[0]) for index in indices])
+            and all([has_room(index, index.shape[0]) for index in indices])
         )
     except (RuntimeError, NotImplementedError):  # a nested tensor has no dimensions, a sparse one no storage
         return False
+
+
+def has_room(tensor: Tensor, extent: int) -> bool:
+    """Whether there is memory for so many items from a tensor's first on: lazy zeros have none, nor has an emptied storage."""
+    if extent == 0:
+        return True
+    storage = tensor.untyped_storage()
+    return storage.data_ptr() != 0 and storage.nbytes() >= (tensor.storage_offset() + extent) * tensor.itemsize
 
 
 def is_vector(tensor: Tensor) -> bool:

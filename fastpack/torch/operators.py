@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey, _dispatch_tls_local_exclude_set, _dispatch_tls_local_include_set, _ForceDispatchKeyGuard
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -101,7 +102,7 @@ def _recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], wei
             call = prepare(settings, weights, PackedSequence(data, *indices) if indices else data, states, False, kept)
         except HandOver:
             if indices:
-                check_batch_sizes(data, layout[0])
+                check_batch_sizes(data, layout[0], exactly=True)
             output, after = by_torch.run(settings, weights, data, indices, states, 0.0)
         else:
             output, after = run(call)
@@ -121,11 +122,22 @@ def _fake_recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor]
     return [data.new_empty(*data.shape[:-1], width), *(data.new_empty(shape) for shape in shapes)]
 
 
+def _autograd_included() -> Any:
+    """Have autograd see operations also where an operator's implementation runs below it, as in AOTAutograd's graphs.
+
+    There it records nothing, or leaves out what changes a view in place, and gradients are wrong without a word.
+    """
+    include, exclude = _dispatch_tls_local_include_set(), _dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.AutogradNestedTensor):
+        exclude = exclude.remove(key)
+    return _ForceDispatchKeyGuard(include.add(DispatchKey.ADInplaceOrView), exclude)
+
+
 def _recur_backward(
     gradients: Sequence[Tensor], data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
 ) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in (data, *states, *weights)]
-    with torch.enable_grad():
+    with torch.enable_grad(), _autograd_included():
         begun, used = leaves[1 : 1 + len(states)], leaves[1 + len(states) :]
         output, after = by_torch.run(_settings(weights, *options), used, leaves[0], _layout(layout), begun, 0.0)
     reached = [(one, gradient) for one, gradient in zip([output, *after], gradients, strict=True) if one.requires_grad]

@@ -14,7 +14,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
-from fastpack.cells import workspace_items
+from fastpack.cells import shares_units, workspace_items
 from fastpack.torch import parallel
 from fastpack.torch.panels import ALIGNED, Panels, Plan, panels_of
 from fastpack.torch.rows import HandOver, Rows, address_of, checked_plan, located, packed_rows, padded_rows, reason
@@ -75,7 +75,7 @@ def prepare(
         places, storages = located(weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
         raise HandOver(reason(tensors)) from error
-    panels = panels_of(plan, weights, places, kept)
+    panels = panels_of(plan, places, kept)
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
     return Call(panels, rows, states, before, shapes)
 
@@ -117,10 +117,11 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
 def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     """Return in how many shares a call is done, and, where these are of hidden units, a counter for each block: see blocks.Recur.
 
-    Shares of sequences need not wait for each other. Shares of units are for where sequences are fewer than threads.
+    Shares of sequences need not wait for each other. Shares of units are for large weights, and for fewer sequences than threads.
     """
     many = parallel.threads_to_compute(plan.operations * rows.N)
-    if many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions):
+    is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
+    if many > 1 and (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)) and parallel.runs_at_once():
         return many, (ctypes.c_int64 * len(plan.directions))()
     return min(many, rows.B), None
 

@@ -98,9 +98,10 @@ def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
         Its storage is smaller: it was emptied.
     """
     storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
-    if (offset + extent) * item_bytes > storage.nbytes():
+    start = storage.data_ptr()
+    if ((offset + extent) * item_bytes > storage.nbytes() or not start) and extent:
         raise HandOver(NO_MEMORY)
-    return storage.data_ptr() + offset * item_bytes
+    return start + offset * item_bytes
 
 
 def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]]:
@@ -113,7 +114,9 @@ def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]
     """
     storages = [*map(Tensor.untyped_storage, weights)]
     addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
-    if nbytes != plan.nbytes or any(map(Tensor.storage_offset, weights)):  # weights may be parts of one storage, but seldom are
+    if (
+        nbytes != plan.nbytes or 0 in addresses or any(map(Tensor.storage_offset, weights))
+    ):  # weights may be parts of one storage, but seldom are
         addresses = [address_of(weight, weight.numel(), plan.item_bytes) for weight in weights]
     return addresses, storages
 
