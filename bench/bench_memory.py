@@ -15,7 +15,7 @@ import torch
 import fastpack
 import fastpack.torch
 from bench.rnn_cases import LayerCase
-from bench.rnn_contests import layer_contest
+from bench.rnn_contests import inference, layer_contest
 
 LENGTHS = np.random.default_rng(0).integers(1, 501, 256)
 LONG = LayerCase("LSTM", 40, 64, 256, "cuts")
@@ -57,14 +57,14 @@ def bench_inference_memory(benchmark: Any, contender: str) -> None:
     benchmark.name = f"{contender}: {beyond / 1e3:,.0f} KB"
     if contender.startswith("fastpack") and beyond > 16 * STATE_BYTES:
         raise MemoryError(benchmark.name)
-    with torch.inference_mode():
+    with inference(threads=1):
         benchmark.pedantic(call, rounds=3)
 
 
 def inference_memory(contender: str) -> tuple[int, Callable[[], Any]]:
     """Return the most bytes that a call on `LONG` holds beyond its output and states, and the call."""
     call = layer_contest(LONG, 1).contenders[contender]
-    with torch.inference_mode():
+    with inference(threads=1):
         _, peak = (numpy_peak if contender == "fastpack, NumPy" else torch_peak)(call)
     return peak - 100_000 * LONG.H * 4 - 2 * STATE_BYTES, call
 

@@ -4,16 +4,14 @@ fastpack's rows show GFLOP/s and, on one thread, which share that is of the peak
 """
 
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from bench.children import output_of, report
 from bench.peak import peak
 from bench.rnn_cases import LAYERS, MIDDLE, TINY, LayerCase
-from bench.rnn_contests import contenders, layer_contest
+from bench.rnn_contests import contenders, inference, layer_contest
 from fastpack import machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -32,24 +30,16 @@ print(*(once() for _ in range(9)))
 """
 
 
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """Run in inference mode, and give torch its threads back afterwards."""
-    before = torch.get_num_threads()
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.benchmark(max_time=0.2, min_rounds=3)
 @pytest.mark.parametrize(("case", "threads", "contender"), RUNS, ids=lambda value: getattr(value, "name", str(value)))
 def bench_layers(benchmark: Any, case: LayerCase, threads: int, contender: str) -> None:
     """Time a layer."""
     contest = layer_contest(case, threads)
-    if contender == "fastpack":
-        contest.check()
     benchmark.group, benchmark.name = f"{case.name}, {threads} threads", contender
-    benchmark(contest.contenders[contender])
+    with inference(threads):
+        if contender == "fastpack":
+            contest.check()
+        benchmark(contest.contenders[contender])
     if contender.startswith("fastpack"):
         rate = case.flops / benchmark.stats.stats.median
         share = f", {rate / peak():.0%} of peak" if case.dtype == "float32" and threads == 1 else ""
@@ -61,9 +51,10 @@ def bench_layers(benchmark: Any, case: LayerCase, threads: int, contender: str) 
 def bench_call_overhead(benchmark: Any, contender: str) -> None:
     """Time a batch so small that the call is all that costs: 3 sentences, 1 feature, 2 hidden units. Asked: under 25 us."""
     contest = layer_contest(TINY, 1)
-    contest.check()
     benchmark.group, benchmark.name = f"overhead of a call: {TINY.name}", contender
-    benchmark(contest.contenders[contender])
+    with inference(threads=1):
+        contest.check()
+        benchmark(contest.contenders[contender])
 
 
 @pytest.mark.parametrize("level", machine.supported_levels())

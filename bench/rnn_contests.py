@@ -6,6 +6,8 @@ padded batches without padding, the states carried along by hand. Backwards a pa
 with states that are not there yet: such layers have `packed` alone as a rival.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -28,10 +30,21 @@ def contenders(case: LayerCase) -> list[str]:
     return ["fastpack", "fastpack, NumPy", *RIVALS[: 1 if case.D > 1 else 2 if same_lengths else 3]]
 
 
+@contextmanager
+def inference(threads: int) -> Iterator[None]:
+    """Have torch compute without gradients, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @lru_cache(maxsize=1)
 def layer_contest(case: LayerCase, threads: int) -> Contest:
-    """Return the contest on a case, with so many threads, which it sets for torch. Contenders return the rows of all steps."""
-    torch.set_num_threads(threads)
+    """Return the contest on a case, to be run under :func:`inference` on as many threads. Contenders return the rows of all steps."""
     weights = case.weights()
     ours, theirs = (getattr(module, case.cell)(**case.arguments, dtype=getattr(torch, case.dtype)) for module in (fastpack.torch, nn))
     for layer in (ours, theirs):

@@ -15,7 +15,7 @@ import numpy as np
 Sequences = list[np.ndarray]
 
 
-def fastpack(folder: str) -> Callable[[Sequences], np.ndarray]:
+def with_fastpack(folder: str) -> Callable[[Sequences], np.ndarray]:
     """Serve with NumPy and fastpack alone."""
     import fastpack
 
@@ -23,7 +23,7 @@ def fastpack(folder: str) -> Callable[[Sequences], np.ndarray]:
     return lambda sequences: layer(fastpack.pack(sequences))[1][0][0]
 
 
-def torch(folder: str) -> Callable[[Sequences], np.ndarray]:
+def with_torch(folder: str) -> Callable[[Sequences], np.ndarray]:
     """Serve with torch."""
     import torch
     from torch.nn.utils.rnn import pack_sequence
@@ -40,7 +40,7 @@ def torch(folder: str) -> Callable[[Sequences], np.ndarray]:
     return answer
 
 
-def onnx(folder: str) -> Callable[[Sequences], np.ndarray]:
+def with_onnx(folder: str) -> Callable[[Sequences], np.ndarray]:
     """Serve with ONNX Runtime, whose LSTM takes padded batches and their lengths."""
     import onnxruntime
 
@@ -56,6 +56,9 @@ def onnx(folder: str) -> Callable[[Sequences], np.ndarray]:
         return session.run(["h_n"], {"x": padded, "lengths": lengths})[0][0]
 
     return answer
+
+
+SERVERS = {"fastpack": with_fastpack, "torch": with_torch, "onnx": with_onnx}
 
 
 def resident() -> int:
@@ -78,7 +81,7 @@ def median(answer: Callable[[Sequences], Any], sequences: Sequences) -> float:
 def main() -> None:
     """Answer once, and then for a while."""
     server, folder = sys.argv[1:]
-    answer = globals()[server](folder)
+    answer = SERVERS[server](folder)
     with np.load(f"{folder}/batch.npz") as batch:
         sequences = np.split(batch["values"], batch["offsets"][1:-1])
     given = answer(sequences)
