@@ -20,7 +20,7 @@ bench: .venv/installed
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-sort=name --benchmark-columns=min,median,rounds
 
 clean:
-	rm -rf .venv build dist fastpack/_machine_code .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf .venv .venv-onnx build dist fastpack/_machine_code .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
 	find fastpack tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt $(KERNELS)

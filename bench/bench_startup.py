@@ -3,12 +3,12 @@
 Beside it, the same work by a plain Numba-jitted function whose cache is warm.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bench.children import output_of, report
 
 TIMED = """
 import sys, time
@@ -30,15 +30,24 @@ def pack(values, offsets, order, sizes, data):
 """
 CALL = "pack(np.ones((4, 2), np.float32), np.array([0, 3]), np.array([0, 1]), np.array([2, 1, 1]), np.empty((4, 2), np.float32))"
 PACK = "fastpack.pack([np.ones((3, 2), np.float32), np.ones((1, 2), np.float32)])"
+SHAPES = {"weight_ih_l0": (20, 2), "weight_hh_l0": (20, 5), "bias_ih_l0": (20,), "bias_hh_l0": (20,)}
+WEIGHTS = f"weights = {{name: np.ones(shape, np.float32) for name, shape in {SHAPES}.items()}}"
+LAYER = "layer = fastpack.torch.LSTM(2, 5).requires_grad_(False)"
+PACKED = "packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])"
 
 STEPS = {
     "import numpy": ("", "import numpy"),
     "import fastpack, beyond numpy (asked: under 20 ms)": ("import numpy", "import fastpack"),
     "first pack, beyond the import (asked: under 30 ms)": ("import numpy as np, fastpack", PACK),
+    "first LSTM from a state dict, and its first call (asked: under 30 ms)": (
+        f"import numpy as np, fastpack; {WEIGHTS}",
+        f"fastpack.LSTM.from_state_dict(weights)({PACK})",
+    ),
     "import numba and define, beyond numpy": ("import numpy", "import jitted"),
     "first call of the jitted function, cache warm": ("import numpy as np; from jitted import pack", CALL),
     "import torch": ("", "import torch"),
     "import fastpack.torch, beyond torch (asked: under 60 ms)": ("import torch", "import fastpack.torch"),
+    "first call of an LSTM, beyond the imports (asked: under 30 ms)": (f"import torch, fastpack.torch; {LAYER}; {PACKED}", "layer(packed)"),
 }
 
 
@@ -53,8 +62,7 @@ def seconds(folder: Path, step: str) -> float:
     """Return what a step takes in a new process."""
     before, timed = STEPS[step]
     code = TIMED.format(folder=str(folder), before=before, timed=timed)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(output_of("-c", code))
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +75,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench_startup(benchmark: Any, folder: Path, step: str) -> None:
     """Take 7 fresh processes; the time is measured inside each."""
     benchmark.group, benchmark.name = "start-up", step
-    taken = iter([seconds(folder, step) for _ in range(8)][1:])
-    # pytest-benchmark measures by its timer: give it one that reports what the processes measured
-    clock = [0.0]
-
-    def advance() -> None:
-        clock[0] += next(taken)
-
-    benchmark._timer = lambda: clock[0]
-    benchmark.pedantic(advance, rounds=7, iterations=1)
+    report(benchmark, [seconds(folder, step) for _ in range(8)][1:])

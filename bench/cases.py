@@ -31,6 +31,7 @@ LENGTHS = {
     "empty": lambda B, random: np.zeros(B, np.int64),
     "falling": lambda B, random: np.arange(B, 0, -1),
     "rising": lambda B, random: np.arange(B),
+    "cuts": lambda B, random: np.diff(np.sort(random.choice(99_999, B - 1, replace=False)) + 1, prepend=0, append=100_000),
     "steep": lambda B, random: np.where(np.arange(B) == B // 2, 1000, 1),
 }
 

@@ -1,20 +1,23 @@
-"""Write the README's tables from a run: `python bench/readme.py`, or `--print` to look at them only.
+"""Write the README's tables from a run: `python bench/readme.py`, or `--print` to look at them only. A few minutes on two quiet cores.
 
 Contenders take turns, A B A B, so that a disturbance of the machine meets both; a ratio is the median of the pairs' ratios.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would say that it starts and stops
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -22,12 +25,15 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import fastpack  # noqa: E402
-from bench import bench_startup  # noqa: E402
+from bench import bench_memory, bench_rnn, bench_serving, bench_startup  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
+from bench.peak import peak  # noqa: E402
+from bench.rnn_cases import LAYERS, MIDDLE, TINY  # noqa: E402
+from bench.rnn_contests import RIVALS, inference, layer_contest  # noqa: E402
 from fastpack import machine  # noqa: E402
 
-SECONDS = 0.6  # a contest
+SECONDS = 0.4  # a contest, or as long as a few pairs take
 SHOWN = {
     "64 film reviews x 100 floats": Case("reviews", 64, (100,), "float32"),
     "64 film reviews, tokens (int64)": Case("reviews", 64, (), "int64"),
@@ -37,6 +43,7 @@ SHOWN = {
     "3 sentences x 4 floats": Case("sentences", 3, (4,), "float32"),
 }
 TORCH = ["pack_padded_sequence", "pack_sequence", "pad_packed_sequence", "unpack_sequence", "pad_sequence", "pack, backward"]
+NUMPY_LEVEL = "fastpack, NumPy"
 NUMPY = ["pack", "pack_padded", "pack_ragged", "pad", "unpack"]
 
 
@@ -49,15 +56,23 @@ def once(contender: Callable[[], Any], calls: int) -> float:
 
 
 def race(contest: Contest, rival: str) -> tuple[float, float]:
-    """Return fastpack's median seconds and the median ratio rival / fastpack, results having been compared."""
-    contest.check()
+    """Return fastpack's median seconds and the median ratio rival / fastpack."""
     ours, theirs = contest.contenders["fastpack"], contest.contenders[rival]
     calls = [max(1, int(2e-3 / max(once(contender, 3), 1e-7))) for contender in (ours, theirs)]
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(pairs) < 7:
+    while time.perf_counter() < end or len(pairs) < (7 if time.perf_counter() < end + SECONDS else 3):
         pairs.append((once(ours, calls[0]), once(theirs, calls[1])))
     return statistics.median(a for a, _ in pairs), statistics.median(b / a for a, b in pairs)
+
+
+def by_itself(contender: Callable[[], Any]) -> float:
+    """Return the median seconds of a call. Where two threads are not torch's, they cannot take turns with torch's, which linger."""
+    calls, end = max(1, int(2e-3 / once(contender, 3))), time.perf_counter() + SECONDS / 2
+    taken: list[float] = []
+    while time.perf_counter() < end or len(taken) < 3:
+        taken.append(once(contender, calls))
+    return statistics.median(taken)
 
 
 def table(level: dict[str, list[str]], contests: Callable[[Case], dict[str, Contest]], rival: str) -> list[str]:
@@ -69,11 +84,71 @@ def table(level: dict[str, list[str]], contests: Callable[[Case], dict[str, Cont
         cells = []
         for name in functions:
             if name in made:
+                made[name].check()
                 seconds, ratio = race(made[name], rival)
                 cells.append(f"{seconds * 1e6:,.0f} us, {ratio:.1f}x")
             else:
                 cells.append("-")
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def layers() -> list[str]:
+    """Return a Markdown table of recurrent layers, on 1 and on 2 threads."""
+    rivals = [*RIVALS, NUMPY_LEVEL]
+    lines = [f"| | fastpack | GFLOP/s, of peak | {' | '.join(rivals)} |", "| --- |" + " ---: |" * (2 + len(rivals))]
+    for case in (TINY, *LAYERS):
+        found: list[dict[str, float]] = []
+        seconds = []
+        for threads in (1, 2):
+            contest = layer_contest(case, threads)
+            with inference(threads):
+                contest.check()
+                races = {rival: race(contest, rival) for rival in RIVALS if rival in contest.contenders}
+                alone = by_itself(contest.contenders[NUMPY_LEVEL])
+            seconds.append(statistics.median(ours for ours, _ in races.values()))
+            found.append({rival: ratio for rival, (_, ratio) in races.items()} | {NUMPY_LEVEL: alone / seconds[-1]})
+        rate = case.flops / seconds[0]
+        share = f"{rate / 1e9:.0f}" + (f", {rate / peak():.0%}" if case.dtype == "float32" else "")
+        ratios = [" / ".join(f"{rows[rival]:.1f}x" for rows in found) if rival in found[0] else "-" for rival in rivals]
+        lines.append(f"| {case.name} | {' / '.join(map(duration, seconds))} | {' | '.join([share, *ratios])} |")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return microseconds, or from 10 ms on milliseconds."""
+    return f"{seconds * 1e6:,.0f} us" if seconds < 0.01 else f"{seconds * 1e3:,.0f} ms"
+
+
+def cpu_levels() -> list[str]:
+    """Return a Markdown table of what each CPU level's code makes of its registers."""
+    lines = [f"| {MIDDLE.name} | of its own peak | GFLOP/s |", "| --- | ---: | ---: |"]
+    for level in machine.supported_levels():
+        rate = MIDDLE.flops / statistics.median(bench_rnn.seconds_at(level))
+        lines.append(f"| {level} | {rate / peak(level):.0%} | {rate / 1e9:.0f} of {peak(level) / 1e9:.0f} |")
+    return lines
+
+
+def inference_memory() -> list[str]:
+    """Return a Markdown table of the memory of calls."""
+    names = ("fastpack", "fastpack, NumPy", "torch, packed")
+    return ["| | KB |", "| --- | ---: |", *(f"| {name} | {bench_memory.inference_memory(name)[0] / 1e3:,.0f} |" for name in names)]
+
+
+def serving() -> list[str]:
+    """Return a Markdown table of processes that serve: medians of 5 of each."""
+    servers = [server for server in bench_serving.SERVERS if server != "onnx" or bench_serving.have_onnx()]
+    one, many = "an answer to 1 sequence", f"to {bench_serving.CASE.B}"
+    lines = [f"| | first answer | resident | installed | {one} | {many} |", "| --- |" + " ---: |" * 5]
+    with tempfile.TemporaryDirectory() as name:
+        folder = bench_serving.prepare(Path(name))
+        for server in servers:
+            runs = [bench_serving.serve(folder, server) for _ in range(6)][1:]
+            median = bench_serving.Served(*map(statistics.median, zip(*runs, strict=True)))
+            sizes = f"{median.resident / 1e6:.0f} MB | {bench_serving.installed_bytes(server) / 1e6:,.0f} MB"
+            answers = f"{duration(median.one)} | {duration(median.batch)}"
+            lines.append(f"| {bench_serving.SERVERS[server]} | {median.first * 1e3:,.0f} ms | {sizes} | {answers} |")
+        bench_serving.check(folder, servers)
     return lines
 
 
@@ -105,26 +180,33 @@ def main() -> None:
     """Run, and write or print."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--print", action="store_true", dest="show")
-    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--only", default="", help="the tables whose name has this in it")
     options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+    torch.set_num_threads(1)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
     told = (
-        f"{cpu()}, kernels for {machine.library().level}, {options.threads} thread(s); Python {platform.python_version()}, "
+        f"{cpu()}, kernels for {machine.library().level}, peak {peak() / 1e9:.0f} GFLOP/s a core; Python {platform.python_version()}, "
         f"NumPy {np.__version__}, torch {torch.__version__}, fastpack {fastpack.__version__} at {commit}; "
         f"{datetime.now(UTC):%Y-%m-%d}; by `python bench/readme.py`."
     )
-    tables = {
-        "torch level": table({"torch": TORCH}, torch_contests, "torch"),
-        "NumPy level": table({"numpy": NUMPY}, numpy_contests, "numpy"),
-        "start-up": startup(),
-        "measured on": [told],
+    tables: dict[str, Callable[[], list[str]]] = {
+        "torch level": lambda: table({"torch": TORCH}, torch_contests, "torch"),
+        "NumPy level": lambda: table({"numpy": NUMPY}, numpy_contests, "numpy"),
+        "layers": layers,
+        "CPU levels": cpu_levels,
+        "memory": inference_memory,
+        "serving": serving,
+        "start-up": startup,
+        "measured on": lambda: [told],
     }
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, lines in tables.items():
-        print(f"\n{name}\n" + "\n".join(lines))
-        text = section(name, lines, text)
+    for name, made in tables.items():
+        if options.only in name:
+            lines = made()
+            print(f"\n{name}\n" + "\n".join(lines), flush=True)
+            text = section(name, lines, text)
     if not options.show:
         readme.write_text(text)
 
