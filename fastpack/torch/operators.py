@@ -35,7 +35,8 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
     is_packed = isinstance(input, PackedSequence)
     data, *layout = input if is_packed else (input,)
     states = [] if hx is None else [*hx] if layer.mode == "LSTM" else [hx]
-    if torch.is_autocast_enabled(data.device.type) or not _fit(layer, data, is_packed, states):
+    is_odd = is_packed and (layout[1] is None) != (layout[2] is None)
+    if is_odd or torch.is_autocast_enabled(data.device.type) or not _fit(layer, data, is_packed, states):
         return layer.theirs.forward(layer, input, hx)
     weights = [getattr(layer, name) for name in layer._flat_weights_names]
     is_single = not is_packed and data.dim() == 2
