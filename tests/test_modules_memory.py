@@ -1,0 +1,30 @@
+"""What a layer's call takes in memory: its output, and for layers upon each other one more; the rest is small."""
+
+import pytest
+
+from tests.conftest import Child
+
+# peak memory of a process, in bytes, before and after a call on 100,000 rows
+CODE = """
+import resource, sys, torch
+import fastpack.torch as fp
+
+torch.set_num_threads(1)
+layer = fp.LSTM(4, 128, num_layers=int(sys.argv[1]))
+lengths = [int(length) for length in torch.linspace(1, 3125, 64)]
+lengths[-1] += 100_000 - sum(lengths)
+packed = fp.PackedSequence(torch.randn(100_000, 4), *fp.pack_sequence([torch.empty(n, 0) for n in lengths], False, allow_empty=True)[1:])
+few = fp.pack_sequence([torch.randn(2, 4), torch.randn(1, 4)])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with torch.inference_mode():
+    layer(few)
+    before = peak()
+    output, _ = layer(packed)
+    print((peak() - before) / (output.data.numel() * 4))
+"""
+
+
+@pytest.mark.parametrize(("layers", "outputs"), [(1, 1), (2, 2), (3, 2)])
+def test_a_call_needs_its_output_and_little_else(layers: int, outputs: int, child: Child) -> None:
+    found = float(child(CODE, str(layers)))
+    assert outputs - 0.05 < found < outputs + 0.1
