@@ -13,7 +13,7 @@ import pytest
 
 import fastpack
 from fastpack import Packed, blocks, machine, pack, reference
-from fastpack.cells import CELLS, lanes, panel_items, workspace_items
+from fastpack.cells import CELLS, arrivals_items, lanes, panel_items, workspace_items
 from fastpack.checks import address
 from fastpack.recurrent import Recurrent
 from tests.guarded import Place, as_it_is
@@ -160,7 +160,7 @@ def run_kernel(
     after = [place(np.full((B, width), np.nan, x.dtype), item) for width in (P, H)[: 1 + has_c]]
     rows = B if together else -(-B // shares)
     workspace = place(np.full((shares, workspace_items(kind.cell, rows, H, P)), np.nan, x.dtype), 64)
-    arrivals = place(np.zeros(1, np.int64), 8) if together else None
+    arrivals = place(np.zeros(arrivals_items(shares), np.int64), 8) if together else None
     h_0, c_0, *_ = *map(address, before), 0, 0
     h_n, c_n, *_ = *map(address, after), 0
     block = blocks.Recur(
