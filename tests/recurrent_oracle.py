@@ -210,9 +210,9 @@ def run_at_once(block: blocks.Recur, calls: Sequence[tuple[int, int]]) -> None:
 
 
 def ways_to_call(shares: int) -> list[list[tuple[int, int]]]:
-    """Return what may be passed as `together`: each share in a call of its own, all in one, and all but one in one."""
+    """Return what may be passed as `together`: each share in a call of its own, all in one, one apart, and a single one, which does all."""
     each, all_in_one, the_first_apart = [(k, k + 1) for k in range(shares)], [(0, shares)], [(0, 1), (1, shares)]
-    return [each, all_in_one, the_first_apart] if shares > 1 else [each]
+    return [each, all_in_one, the_first_apart, each[-1:]] if shares > 1 else [each]
 
 
 # ---- the NumPy level
