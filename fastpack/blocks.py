@@ -220,6 +220,9 @@ VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32}
 # How many rows `recur` multiplies by weight_ih ahead of their steps, where steps have few rows
 AHEAD = 24
 
+# How many int64 a cache line has: so far apart are numbers that different threads write
+LINE = 8
+
 
 class PackPanels(NamedTuple):
     """Weights as torch lays them out into panels, the order in which `recur` reads them: see kernels/panels.py."""
@@ -240,8 +243,9 @@ class PackPanels(NamedTuple):
 class Recur(NamedTuple):
     """A layer's cell along packed rows, in one direction. Shares: sequences, dealt like cards in packed order.
 
-    With `arrivals`, shares are of hidden units instead, which suits a batch of one or few sequences: these wait for each
-    other at every step, so all of them must run at the same time, each in a thread of its own, or all in one call.
+    With `arrivals`, shares are of hidden units instead, which suits large weights: each thread keeps its part of them in its
+    cache. All threads together do one step after the other. A thread that has done its shares of a step does those that
+    nobody else has begun, so any calls, at the same time or one after another, come to the same result: one alone as well.
 
     Row r of step t, of B sequences in packed order, is at `rows + step + r * row_bytes`; the following step begins
     `step_bytes` further on, or behind its rows where `step_bytes` is 0.
@@ -271,7 +275,7 @@ class Recur(NamedTuple):
     c_n: Bytes  # out (B, H); 0 where the cell has no c
     workspace: Bytes  # cells.workspace_items(...) items for each share, at a multiple of 64 bytes
     workspace_bytes: Size  # of one share
-    arrivals: Int64s  # (1,), zero: how often a share has come to the end of a step; or 0
+    arrivals: Int64s  # (cells.arrivals_items(shares),), zeros, for how far each share has come; or 0
     shares: Size
 
 

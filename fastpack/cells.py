@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fastpack import machine
-from fastpack.blocks import AHEAD, GRU, LINEAR, LSTM, RNN_RELU, RNN_TANH, VECTOR_BYTES
+from fastpack.blocks import AHEAD, GRU, LINE, LINEAR, LSTM, RNN_RELU, RNN_TANH, VECTOR_BYTES
 
 LANES = 16  # of the widest vectors, float32's with AVX-512: memory is laid out for them on every CPU level
 
@@ -37,6 +37,11 @@ def workspace_items(cell: int, rows: int, H: int, P: int) -> int:
     tables = 5 * max(rows, AHEAD) * 2  # of addresses; one takes the place of two float32
     unprojected = max(rows, AHEAD) * H if P != H else 0
     return _whole(ahead + tables + P + unprojected)
+
+
+def arrivals_items(shares: int) -> int:
+    """Return how many int64 the threads of a call of `recur` need that share hidden units: one in common and one for each share."""
+    return LINE * (1 + shares)
 
 
 def _whole(items: int) -> int:

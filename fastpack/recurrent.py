@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastpack import blocks, checks
-from fastpack.cells import shares_units, workspace_items
+from fastpack.cells import arrivals_items, shares_units, workspace_items
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed, checked
 from fastpack.threads import run_shares
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     before: Sequence[Array | None]  # h_0 (L * D, B, P), and c_0 (L * D, B, H) if the cell has a c; in the caller's order, None for zeros
     after: Sequence[Array]  # h_n, c_n
     workspace: Array  # (shares, items)
-    arrivals: Int64Array | None  # (L * D,), zeros: where shares are of hidden units, which wait for each other
+    arrivals: Int64Array | None  # (L * D, items), zeros; None where shares are of sequences, not of hidden units
 
 
 class Recurrent:
@@ -112,17 +112,17 @@ class Recurrent:
             ],
             after=[checks.empty(shape, dtype, "the state") for shape in shapes],
             workspace=aligned((shares, workspace_items(self._stack.cell, rows, H, P)), dtype),
-            arrivals=np.zeros(len(self._stack.panels), np.int64) if of_units else None,
+            arrivals=np.zeros((len(self._stack.panels), arrivals_items(shares)), np.int64) if of_units else None,
         )
-        run_shares(blocks_of(self._stack, call), shares, call.arrivals, (self._stack, call))
+        run_shares(blocks_of(self._stack, call), shares, (self._stack, call))
         return packed._replace(data=call.outs[(structure.L - 1) % 2]), call.after
 
 
 def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
     """Return the blocks of all directions of all layers, in the order in which they run.
 
-    A share of sequences reads and writes rows of its own only, in all layers; shares of hidden units have waited for each other
-    when a layer's last step ends: so none has to wait between layers.
+    A share of sequences reads and writes rows of its own only, in all layers; shares of hidden units end with a block when all
+    of it is done: so none has to wait between blocks.
     """
     D, item = stack.structure.D, stack.dtype.itemsize
     found = []
@@ -157,7 +157,7 @@ def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
                 c_n=c_n,
                 workspace=address(call.workspace),
                 workspace_bytes=call.workspace.strides[0],
-                arrivals=0 if call.arrivals is None else address(call.arrivals) + 8 * k,
+                arrivals=0 if call.arrivals is None else address(call.arrivals[k]),
                 shares=len(call.workspace),
             )
         )

@@ -4,29 +4,24 @@ A thread is started for each share of a call, and ends with it. A pool would sav
 took 5 to 40 us, starting one 20 (`threading.Thread`: 55), and a forked child would have to forget it.
 """
 
-from _thread import LockType, allocate_lock, start_new_thread
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Iterable, Sequence
 
-from fastpack.checks import Int64Array
 from fastpack.machine import run
 
 
-def run_shares(steps: Sequence[Iterable[int]], shares: int, arrivals: Int64Array | None, alive: object) -> None:
+def run_shares(steps: Sequence[Iterable[int]], shares: int, alive: object) -> None:
     """Have the kernels of the blocks `steps`, one after another, do their shares 0 to `shares`, each share in a thread.
 
-    Share 0 is this thread's. No share waits for the others between steps, so none may read what another writes. Within a step they
-    wait where there are `arrivals`, one number a step.
+    Share 0 is this thread's, and so is any whose thread has not begun when this one is free: on a busy machine that may take
+    milliseconds. No share waits for the others between steps, so none may read what another writes.
 
     An exception in any thread, as Ctrl-C in this one, is raised here, and the others end with the step that they are in.
     `alive` is what the blocks hold addresses of: the threads keep it, so that it outlives them whatever happens here.
     """
     errors: list[BaseException] = []
-    running: list[LockType] = []
-
-    def release() -> None:
-        # let nobody wait any longer for a share that does not come: what they compute is not used any more
-        if arrivals is not None:
-            arrivals[:] = 1 << 62
+    ended = {share: allocate_lock() for share in range(1, shares)}
+    to_begin = dict.fromkeys(ended, True)  # whoever pops a share does it
 
     def do(share: int) -> None:
         for step in steps:
@@ -35,24 +30,25 @@ def run_shares(steps: Sequence[Iterable[int]], shares: int, arrivals: Int64Array
 
     def do_aside(share: int, _alive: object) -> None:
         try:
-            do(share)
+            if to_begin.pop(share, False):
+                do(share)
         except BaseException as error:
             errors.append(error)
-            release()
         finally:
-            running[share - 1].release()
+            ended[share].release()
 
     try:
-        for share in range(1, shares):
-            running.append(allocate_lock())
-            running[-1].acquire()
+        for share, lock in ended.items():
+            lock.acquire()
             start_new_thread(do_aside, (share, alive))
         do(0)
-        for lock in running:
-            lock.acquire()
+        for share, lock in ended.items():
+            if to_begin.pop(share, False):
+                do(share)
+            else:
+                lock.acquire()
     except BaseException as error:
         errors.append(error)
-        release()
         raise
     if errors:
         raise errors[0]

@@ -13,7 +13,7 @@ import pytest
 
 import fastpack
 from fastpack import Packed, blocks, machine, pack, reference
-from fastpack.cells import CELLS, lanes, panel_items, workspace_items
+from fastpack.cells import CELLS, arrivals_items, lanes, panel_items, workspace_items
 from fastpack.checks import address
 from fastpack.recurrent import Recurrent
 from tests.guarded import Place, as_it_is
@@ -160,7 +160,7 @@ def run_kernel(
     after = [place(np.full((B, width), np.nan, x.dtype), item) for width in (P, H)[: 1 + has_c]]
     rows = B if together else -(-B // shares)
     workspace = place(np.full((shares, workspace_items(kind.cell, rows, H, P)), np.nan, x.dtype), 64)
-    arrivals = place(np.zeros(1, np.int64), 8) if together else None
+    arrivals = place(np.zeros(arrivals_items(shares), np.int64), 8) if together else None
     h_0, c_0, *_ = *map(address, before), 0, 0
     h_n, c_n, *_ = *map(address, after), 0
     block = blocks.Recur(
@@ -210,9 +210,9 @@ def run_at_once(block: blocks.Recur, calls: Sequence[tuple[int, int]]) -> None:
 
 
 def ways_to_call(shares: int) -> list[list[tuple[int, int]]]:
-    """Return what may be passed as `together`: each share in a call of its own, all in one, and all but one in one."""
+    """Return what may be passed as `together`: each share in a call of its own, all in one, one apart, and a single one, which does all."""
     each, all_in_one, the_first_apart = [(k, k + 1) for k in range(shares)], [(0, shares)], [(0, 1), (1, shares)]
-    return [each, all_in_one, the_first_apart] if shares > 1 else [each]
+    return [each, all_in_one, the_first_apart, each[-1:]] if shares > 1 else [each]
 
 
 # ---- the NumPy level

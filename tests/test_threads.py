@@ -6,16 +6,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from fastpack import blocks, machine, threads
+from fastpack import Packed, blocks, machine, recurrent, threads
 from fastpack.cells import shares_units
+from fastpack.recurrent import Recurrent
 from tests.conftest import Child
-from tests.recurrent_oracle import KINDS, assert_same_arrays, batch_of, layer_of, run, weights_of
+from tests.recurrent_oracle import KINDS, assert_same_arrays, batch_of, layer_of, run, units_shared, weights_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +26,7 @@ def test_each_share_does_every_step_in_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(threads, "run", lambda step, begin, end: done.append((step, begin, end, _thread.get_ident())))
     for shares in (1, 2, 5):
         done.clear()
-        threads.run_shares([10, 20, 30], shares, None, None)
+        threads.run_shares([10, 20, 30], shares, None)
         for share in range(shares):
             own = [item for item in done if item[1] == share]
             assert [item[:3] for item in own] == [(step, share, share + 1) for step in (10, 20, 30)]
@@ -54,7 +55,7 @@ def test_an_error_in_any_thread_is_raised(failing: int, error: BaseException, mo
 
     monkeypatch.setattr(threads, "run", run_step)
     with pytest.raises(type(error)) as raised:
-        threads.run_shares(range(1000), 4, None, None)
+        threads.run_shares(range(1000), 4, None)
     assert raised.value is error
     time.sleep(0.2)
     assert len(done) <= 3  # the others ended with the step that they were in
@@ -66,8 +67,8 @@ def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(threads, "start_new_thread", start_new_thread)
     with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
-        threads.run_shares([], 2, None, None)
-    threads.run_shares([], 1, None, None)
+        threads.run_shares([], 2, None)
+    threads.run_shares([], 1, None)
 
 
 def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
@@ -84,9 +85,9 @@ def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
 
     real = threads.run_shares
 
-    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray | None, held: tuple) -> None:
+    def run_shares(steps: list[Iterable[int]], shares: int, held: tuple) -> None:
         alive.extend(weakref.ref(item) for item in (held[1].x, held[1].outs[0], held[1].workspace, held[0].panels[0]))
-        real(steps, shares, arrivals, held)
+        real(steps, shares, held)
 
     monkeypatch.setattr(threads, "run", run_step)
     layer = layer_of(KINDS["GRU"], weights_of(KINDS["GRU"], 3, 40))
@@ -108,44 +109,89 @@ def test_memory_outlives_an_interrupted_call(monkeypatch: pytest.MonkeyPatch):
     assert all(item() is None for item in alive)
 
 
-# ---- threads that wait for each other, as they share hidden units
+# ---- threads that share hidden units, and so do each step together
 
 
-class Call(NamedTuple):
-    """A call in a thread of its own, whose shares wait for each other."""
-
-    thread: threading.Thread
-    arrivals: list[np.ndarray]
-    returned: list[int]  # the shares whose kernels have returned
-    raised: list[BaseException]
+def layer_and_batch() -> tuple[Recurrent, Packed, list[np.ndarray]]:
+    """Return a layer, a batch and what one thread makes of it."""
+    layer, packed = layer_of(KINDS["LSTM"], weights_of(KINDS["LSTM"], 3, 40, L=2, D=2)), batch_of([5, 4, 3], 3)
+    return layer, packed, run(layer, packed)
 
 
-def call_of_shares_that_wait(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> Call:
-    """Start a call of three shares of hidden units; `before` is called with each share before its kernel runs."""
-    call = Call(threading.Thread(target=lambda: work(), daemon=True), [], [], [])
-    real = threads.run_shares
+@pytest.mark.parametrize("shared", [nullcontext, units_shared])
+@pytest.mark.parametrize("seconds", [0, 0.001, 0.02])
+def test_threads_that_come_late_or_never(shared: Callable[[], AbstractContextManager], seconds: float, monkeypatch: pytest.MonkeyPatch):
+    layer, packed, expected = layer_and_batch()
+    begun = []
+
+    def start_new_thread(function: Callable[..., None], arguments: tuple) -> None:
+        def late() -> None:
+            time.sleep(seconds * arguments[0])
+            begun.append(arguments[0])
+            function(*arguments)
+
+        if seconds:
+            _thread.start_new_thread(late, ())
+
+    monkeypatch.setattr(threads, "start_new_thread", start_new_thread)
+    with shared():
+        assert_same_arrays(run(layer, packed, num_threads=4), expected)
+    assert soon(lambda: sorted(begun) == ([1, 2, 3][: 3 if shared is units_shared else 2] if seconds else []))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1], [1, 1, 2, 0]])
+def test_calls_that_come_one_after_another(order: list[int], monkeypatch: pytest.MonkeyPatch):
+    # as on a pool of threads that are busy: the first call does all
+    layer, packed, expected = layer_and_batch()
+    monkeypatch.setattr("fastpack.recurrent.run_shares", lambda steps, *_: [machine.run(step, k, k + 1) for step in steps for k in order])
+    with units_shared():
+        assert_same_arrays(run(layer, packed, num_threads=3), expected)
+
+
+def test_a_share_that_a_thread_has_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    layer, packed, _ = layer_and_batch()
+    steps: list[blocks.Recur] = []
+    calls: list[recurrent.Call] = []
+
+    def run_shares(found: list[blocks.Recur], _shares: int, held: tuple[object, recurrent.Call]) -> None:
+        steps.extend(found)
+        calls.append(held[1])
+
+    monkeypatch.setattr("fastpack.recurrent.run_shares", run_shares)
+    with units_shared():
+        layer(packed, num_threads=3)
+    finished, _, _, taken = calls[0].arrivals[0].reshape(-1, blocks.LINE)[:, 0]
+    assert (finished, taken) == (0, 0)
+    calls[0].arrivals[0].reshape(-1, blocks.LINE)[3, 0] = 1  # as if a thread had begun the last share of the first phase
+    thread = threading.Thread(target=machine.run, args=(steps[0], 0, 1))
+    thread.start()
+    assert soon(lambda: calls[0].arrivals[0][0] == 2)  # it has done the others
+    time.sleep(0.1)
+    assert thread.is_alive()
+    calls[0].arrivals[0][0] = 3  # as if that were done now
+    assert soon(lambda: not thread.is_alive())
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("error", [MemoryError("full"), Out("out"), KeyboardInterrupt()])
+def test_an_error_in_a_thread_keeps_no_other_waiting(failing: int, error: BaseException, monkeypatch: pytest.MonkeyPatch):
+    layer, packed, _ = layer_and_batch()
+    entered, others = threading.Event(), []
 
     def run_step(block: Iterable[int], share: int, end: int) -> None:
-        before(share)
+        if share == failing:
+            entered.set()
+            raise error
+        assert entered.wait(10)
         machine.run(block, share, end)
-        call.returned.append(share)
+        others.append(share)
 
-    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray, held: object) -> None:
-        call.arrivals.append(arrivals)
-        real(steps, shares, arrivals, held)
-
-    def work() -> None:
-        try:
-            layer(batch_of([5, 4, 3], 3), num_threads=3)
-        except BaseException as error:
-            call.raised.append(error)
-
-    layer = layer_of(KINDS["GRU"], weights_of(KINDS["GRU"], 3, 40))
     monkeypatch.setattr(threads, "run", run_step)
-    monkeypatch.setattr("fastpack.recurrent.run_shares", run_shares)
-    monkeypatch.setattr("fastpack.recurrent.shares_units", lambda *_: True)
-    call.thread.start()
-    return call
+    with units_shared(), pytest.raises(type(error)) as raised:
+        layer(packed, num_threads=3)
+    assert raised.value is error
+    time.sleep(0.02)
+    assert len(others) <= 2
 
 
 def soon(claim: Callable[[], bool]) -> bool:
@@ -154,47 +200,6 @@ def soon(claim: Callable[[], bool]) -> bool:
     while not claim() and time.monotonic() < deadline:
         time.sleep(0.01)
     return claim()
-
-
-@pytest.mark.parametrize("failing", [0, 1, 2])
-@pytest.mark.parametrize("error", [MemoryError("full"), Out("out"), KeyboardInterrupt()])
-def test_an_error_in_any_thread_frees_those_that_wait(failing: int, error: BaseException, monkeypatch: pytest.MonkeyPatch):
-    def before(share: int) -> None:
-        if share == failing:
-            time.sleep(0.05)  # the others wait for it by now
-            raise error
-
-    call = call_of_shares_that_wait(monkeypatch, before)
-    assert soon(lambda: not call.thread.is_alive())
-    assert call.raised == [error]
-    assert soon(lambda: sorted(call.returned) == [share for share in range(3) if share != failing])
-
-
-def test_a_thread_that_cannot_start_frees_those_that_wait(monkeypatch: pytest.MonkeyPatch):
-    def start_new_thread(function: Callable[..., None], arguments: tuple) -> None:
-        if arguments[0] == 2:
-            raise RuntimeError("can't start new thread")
-        _thread.start_new_thread(function, arguments)
-
-    monkeypatch.setattr(threads, "start_new_thread", start_new_thread)
-    call = call_of_shares_that_wait(monkeypatch, lambda share: None)
-    assert soon(lambda: not call.thread.is_alive())
-    assert [str(error) for error in call.raised] == ["can't start new thread"]
-    assert soon(lambda: call.returned in ([], [1]))
-
-
-def test_threads_that_wait_for_ever_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
-    never = threading.Event()
-    call = call_of_shares_that_wait(monkeypatch, lambda share: share == 2 and never.wait(60))
-    assert soon(lambda: len(call.arrivals) == 1 and call.arrivals[0][0] == 2)
-    time.sleep(0.1)
-    assert call.thread.is_alive()
-    assert call.returned == []
-    call.arrivals[0][:] = 1 << 62  # as run_shares does
-    assert soon(lambda: sorted(call.returned) == [0, 1])
-    never.set()
-    assert soon(lambda: not call.thread.is_alive())
-    assert call.raised == []
 
 
 INTERRUPTED = """
@@ -260,9 +265,9 @@ def test_no_more_threads_than_sequences_with_steps(monkeypatch: pytest.MonkeyPat
     layer, used = layer_of(KINDS["tanh"], weights_of(KINDS["tanh"], 3, 5)), []
     real = threads.run_shares
 
-    def run_shares(steps: list[Iterable[int]], shares: int, arrivals: np.ndarray | None, held: tuple) -> None:
+    def run_shares(steps: list[Iterable[int]], shares: int, held: tuple) -> None:
         used.append(shares)
-        real(steps, shares, arrivals, held)
+        real(steps, shares, held)
 
     monkeypatch.setattr("fastpack.recurrent.run_shares", run_shares)
     for lengths, shares in [([4, 0, 1, 0], 2), ([1], 1), ([0, 0], 1), ([2] * 9, 7)]:

@@ -130,6 +130,12 @@ def copy_row(to, source, row_bytes):
         copy_1(to, source)
 
 
+@helper
+def copy_items(to, source, first, last):
+    # items first..last of a row
+    copy_row(as_bytes(advance(to, first)), as_bytes(advance(source, first)), (last - first) * item_bytes_of(to))
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def stack_pointers(_typing: Any, count: Any) -> Any:
     """Room on the stack for `count` pointers, a literal number."""

@@ -9,20 +9,19 @@ from typing import Any, NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_bytes, as_float32, as_float64, as_items, as_table, copy_row, is_null, item_bytes_of
+from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
 from fastpack.kernels.panels import shape_of
 from fastpack.kernels.shares import (
     Batch,
     Rows,
     States,
     Team,
+    do_phase,
     first_step,
     move_on,
     own_row,
     own_rows,
     step_after,
-    units_of,
-    wait_for_others,
 )
 from fastpack.kernels.simd import VECTOR
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
@@ -62,9 +61,10 @@ class Room(NamedTuple):
 
 
 @helper
-def run_step(n, tables, starts, panels, units, back):
+def run_step(units, given):
     # A cell on the first n rows of tables, in all hidden blocks of these units: as many wide tiles as fit, then the other blocks;
     # every other step `back`, from the last one down: what the second-level cache still holds is used first.
+    n, tables, starts, panels, back = given
     _, sums = shape_of(panels.cell)
     several, most = blocks_of_wide(sums), rows_of_wide(sums)
     count = units.stop - units.first
@@ -78,7 +78,7 @@ def run_step(n, tables, starts, panels, units, back):
         first = 0  # rows in tiles as equal as can be: 7 as 4 and 3, where 6 and 1 would load all weights for one
         for tile in range(tiles):
             rows = (n + tile) // tiles
-            step_tile(rows, wide, tables, first, starts, panels, j, units.H)
+            step_tile(rows, wide, tables, first, starts, panels, j, units.width)
             first += rows
 
 
@@ -90,11 +90,24 @@ def locate(table, n, batch, rows, step):
 
 
 @helper
-def run_ahead(t, x, step, batch, panels, room, units):
-    # the inputs of as many steps as AHEAD rows make, from step t on; returns how many rows these are
+def run_ahead(units, given):
+    # the inputs of the first rows of the table x, which are those of several steps
+    n, panels, room = given
+    tiles = -(-n // ROWS)
+    for j in range(units.first, units.stop):
+        first = 0
+        for tile in range(tiles):
+            rows = (n + tile) // tiles
+            ahead_tile(rows, room.tables.x, first, panels, j, room.aside)
+            first += rows
+
+
+@helper
+def locate_ahead(t, x, step, batch, table):
+    # of as many steps as AHEAD rows make, from step t on; returns how many rows these are
     count, n = 0, own_rows(batch, batch.batch_sizes[t])
     while n > 0 and count + n <= AHEAD:
-        locate(advance(room.tables.x, count), n, batch, x, step)
+        locate(advance(table, count), n, batch, x, step)
         count += n
         following = step_after(batch, t)
         n = 0
@@ -102,42 +115,41 @@ def run_ahead(t, x, step, batch, panels, room, units):
             step = move_on(batch, t, x, step)
             n = own_rows(batch, batch.batch_sizes[following])
         t = following
-    tiles = -(-count // ROWS)
-    for j in range(units.first, units.stop):
-        first = 0
-        for tile in range(tiles):
-            rows = (count + tile) // tiles
-            ahead_tile(rows, room.tables.x, first, panels, j, room.aside)
-            first += rows
     return count
 
 
 @helper
-def begin_states(batch, states, room, units, P, lanes):
-    # A sequence's h is read where it was written last, its c stays in c_n, where each call writes that of its own units.
-    first = units.first * lanes
-    own = min(units.stop * lanes, units.H) - first
+def locate_states(batch, states, room, H, P):
+    # A sequence's h is read where it was written last, its c stays in c_n.
     for k in range(P):
         room.zeros[k] = 0
     for i in range(own_rows(batch, batch.B)):
         index = batch.sorted_indices[own_row(batch, i)]
         room.tables.h[i] = room.zeros if is_null(states.h_0) else advance(states.h_0, index * P)
         if not is_null(states.c_n):
-            room.tables.c[i] = advance(states.c_n, index * units.H)
-            c = advance(room.tables.c[i], first)
-            if is_null(states.c_0):
-                for k in range(own):
-                    c[k] = 0
-            else:
-                before = advance(states.c_0, index * units.H + first)
-                copy_row(as_bytes(c), as_bytes(before), own * item_bytes_of(c))
+            room.tables.c[i] = advance(states.c_n, index * H)
 
 
 @helper
-def end_states(batch, states, tables, P):
+def begin_c(units, given):
+    batch, states = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
     for i in range(own_rows(batch, batch.B)):
-        last = advance(states.h_n, batch.sorted_indices[own_row(batch, i)] * P)
-        copy_row(as_bytes(last), as_bytes(tables.h[i]), P * item_bytes_of(last))
+        row = batch.sorted_indices[own_row(batch, i)] * units.width
+        if is_null(states.c_0):
+            for k in range(row + first, row + last):
+                states.c_n[k] = 0
+        else:
+            copy_items(states.c_n, states.c_0, row + first, row + last)
+
+
+@helper
+def end_h(units, given):
+    batch, states, tables = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        h_n = advance(states.h_n, batch.sorted_indices[own_row(batch, i)] * units.width)
+        copy_items(h_n, tables.h[i], first, last)
 
 
 @helper
@@ -148,16 +160,17 @@ def biases(panels):
 @helper
 def run_share(panels, projection, H, batch, team, x, out, states, room):
     P, lanes, aside, tables = panels.P, VECTOR // item_bytes_of(out.rows), room.aside, room.tables
-    units = units_of(team, H, lanes)
-    begin_states(batch, states, room, units, P, lanes)
-    left = done = waits = 0  # rows still ahead and rows used of them; how often this share has waited
+    locate_states(batch, states, room, H, P)
+    phase = 0 if is_null(states.c_n) else do_phase(team, 0, H, lanes, begin_c, (batch, states))
+    left = done = 0  # rows still ahead and rows used of them
     t = batch.T - 1 if batch.reverse else 0
     x_step, out_step = first_step(batch, x), first_step(batch, out)
     while 0 <= t < batch.T:
         n = own_rows(batch, batch.batch_sizes[t])
         locate(tables.out, n, batch, out, out_step)
         if left == 0 and n > 0 and 2 * n <= AHEAD:
-            left, done = run_ahead(t, x, x_step, batch, panels, room, units), 0
+            left, done = locate_ahead(t, x, x_step, batch, tables.x), 0
+            phase = do_phase(team, phase, H, lanes, run_ahead, (left, panels, room))
         if left > 0:
             starts = Starts(advance(aside.sums, done * aside.row), aside.row, aside.block, 0)
             left, done = left - n, done + n
@@ -165,21 +178,19 @@ def run_share(panels, projection, H, batch, team, x, out, states, room):
             starts = biases(panels)
             locate(tables.x, n, batch, x, x_step)
         if is_null(projection.panel):
-            run_step(n, tables, starts, panels, units, t % 2)
+            phase = do_phase(team, phase, H, lanes, run_step, (n, tables, starts, panels, t % 2))
         else:
             rows = room.unprojected
-            run_step(n, Tables(tables.x, tables.h, rows, tables.c), starts, panels, units, t % 2)
-            waits = wait_for_others(team, waits)
-            run_step(n, Tables(rows, rows, tables.out, rows), biases(projection), projection, units_of(team, P, lanes), t % 2)
-        waits = wait_for_others(team, waits)
+            before, after = Tables(tables.x, tables.h, rows, tables.c), Tables(rows, rows, tables.out, rows)
+            phase = do_phase(team, phase, H, lanes, run_step, (n, before, starts, panels, t % 2))
+            phase = do_phase(team, phase, P, lanes, run_step, (n, after, biases(projection), projection, t % 2))
         for i in range(n):
             tables.h[i] = tables.out[i]
         following = step_after(batch, t)
         if 0 <= following < batch.T:
             x_step, out_step = move_on(batch, t, x, x_step), move_on(batch, t, out, out_step)
         t = following
-    if team.begin == 0:
-        end_states(batch, states, tables, P)
+    do_phase(team, phase, P, lanes, end_h, (batch, states, tables))
 
 
 @helper
@@ -188,27 +199,21 @@ def room_of(workspace, rows, sums, units):
     lanes = VECTOR // item_bytes_of(workspace)
     block = sums * lanes
     row = -(-units // lanes) * block
-    tables = as_table(advance(workspace, AHEAD * row))
-    x, h, out, c, unprojected = (
-        tables,
-        advance(tables, rows),
-        advance(tables, 2 * rows),
-        advance(tables, 3 * rows),
-        advance(tables, 4 * rows),
-    )
-    return Room(Starts(workspace, row, block, 0), Tables(x, h, out, c), unprojected, as_items(advance(tables, 5 * rows), workspace))
+    x = as_table(advance(workspace, AHEAD * row))
+    tables = Tables(x, advance(x, rows), advance(x, 2 * rows), advance(x, 3 * rows))
+    return Room(Starts(workspace, row, block, 0), tables, advance(x, 4 * rows), as_items(advance(x, 5 * rows), workspace))
 
 
 @helper
 def run(call, batch, team, workspace, common):
-    # one share; `workspace` is its own and `common` the team's first, where all keep the rows that are to be projected
+    # one share; `workspace` is its own, and `common` the team's first, where all keep what they do together: sums and rows
     F, H, P, item = call.F, call.H, call.P, item_bytes_of(workspace)
     (gates, sums), lanes, rows = shape_of(call.cell), VECTOR // item, max(own_rows(batch, batch.B), AHEAD)
-    room = room_of(workspace, rows, sums, H)
+    own, teams = room_of(workspace, rows, sums, H), room_of(common, rows, sums, H)
+    room = Room(teams.aside, own.tables, own.unprojected, own.zeros)
     if not is_null(call.projection):
-        first = advance(room_of(common, rows, sums, H).zeros, P)
         for i in range(rows):
-            room.unprojected[i] = advance(first, i * H)
+            room.unprojected[i] = advance(teams.zeros, P + i * H)
     panels = Panels(call.cell, as_items(call.panels, workspace), lanes * (sums + gates * (F + P)), F, P)
     projection = Panels(blocks.LINEAR, as_items(call.projection, workspace), lanes * (1 + H), H, 0)
     x = Rows(as_items(call.x, workspace), call.x_row_bytes // item, call.x_step_bytes // item)

@@ -2,9 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from fastpack.blocks import LINE
 from fastpack.kernels.kernel import helper
 from fastpack.kernels.memory import advance, is_null
-from fastpack.kernels.waiting import count_up, counted, give_way, pause
+from fastpack.kernels.waiting import count_up, counted, give_way, pause, took
+
+PATIENCE = 64  # looks at the others' number before a thread does their shares: about a microsecond
 
 
 class Rows(NamedTuple):
@@ -37,44 +40,58 @@ class Batch(NamedTuple):
 
 
 class Team(NamedTuple):
-    """Which hidden units a call does: those of shares begin..end of all, or all of them where there are no arrivals."""
+    """Whose shares of the hidden units a call is: begin..end of all. Without arrivals it does all units, whoever's they are."""
 
-    arrivals: Any  # (1,), or null
+    arrivals: Any  # (LINE * (1 + shares),), or null
     begin: int
     end: int
     shares: int
 
 
 class Units(NamedTuple):
-    """The hidden units, and which blocks of them this call does."""
+    """A share of the hidden units, in blocks of `lanes`."""
 
-    H: int
+    width: int  # how many units there are in all
+    lanes: int
     first: int
     stop: int
 
 
 @helper
-def units_of(team, H, lanes):
-    # the hidden blocks that this call does, first and last + 1
-    blocks = -(-H // lanes)
-    if is_null(team.arrivals):
-        return Units(H, 0, blocks)
-    return Units(H, blocks * team.begin // team.shares, blocks * team.end // team.shares)
+def units_of(width, lanes, share, shares):
+    blocks = -(-width // lanes)
+    return Units(width, lanes, blocks * share // shares, blocks * (share + 1) // shares)
 
 
 @helper
-def wait_for_others(team, waits):
-    # Returns how often this was called. Waiting for a thread that has lost its core must not keep it from getting it back.
-    if not is_null(team.arrivals):
-        count_up(team.arrivals, team.end - team.begin)
-        looks = 0
-        while counted(team.arrivals) < (waits + 1) * team.shares:
-            looks += 1
-            if looks < 4096:
-                pause()
-            else:
-                give_way()
-    return waits + 1
+def do_share(team, phase, share, width, lanes, work, given):
+    # one share of a phase, unless a thread has begun it
+    if took(advance(team.arrivals, LINE * (1 + share)), phase):
+        work(units_of(width, lanes, share, team.shares), given)
+        count_up(team.arrivals)
+
+
+@helper
+def do_phase(team, phase, width, lanes, work, given):
+    # Has `work` done for all units, and returns the next phase. A thread begins with its own shares, whose weights are in its
+    # cache. Then it waits, but it does not count on the others: what nobody has begun after a moment, it does itself. So a thread
+    # that starts late, loses its core or never comes is not waited for, unless that happens in the middle of its share.
+    if is_null(team.arrivals):
+        work(units_of(width, lanes, 0, 1), given)
+        return phase + 1
+    for share in range(team.begin, team.end):
+        do_share(team, phase, share, width, lanes, work, given)
+    looks = 0
+    while counted(team.arrivals) < (phase + 1) * team.shares:
+        looks += 1
+        if looks == PATIENCE:
+            for share in range(team.shares):
+                do_share(team, phase, share, width, lanes, work, given)
+        elif looks < 64 * PATIENCE:
+            pause()
+        else:
+            give_way()  # what it waits for may be that a thread gets this core
+    return phase + 1
 
 
 @helper

@@ -1,6 +1,7 @@
-"""Threads that wait for each other: a number that all of them count on, and how to wait for it."""
+"""Threads that wait for each other: numbers that all of them see, and how to wait for one."""
 
 import platform
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -12,14 +13,14 @@ I64 = ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def count_up(_typing: Any, counter: Any, count: Any) -> Any:
-    """Add to a number that several threads count on; what this thread wrote before is there for who reads the number."""
+def count_up(_typing: Any, counter: Any) -> Any:
+    """Add 1 to a number that several threads count on; what this thread wrote before is there for who reads the number."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        builder.atomic_rmw("add", args[0], args[1], "release")
+        builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "release")
         return context.get_dummy_value()
 
-    return types.void(counter, types.int64), codegen
+    return types.void(counter), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -33,11 +34,23 @@ def counted(_typing: Any, counter: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def took(_typing: Any, number: Any, expected: Any) -> Any:
+    """Whether a number was `expected` and this thread was the one to add 1 to it."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        following = builder.add(args[1], ir.Constant(I64, 1))
+        return builder.extract_value(builder.cmpxchg(args[0], args[1], following, "monotonic", "monotonic"), 1)
+
+    return types.boolean(number, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def give_way(_typing: Any) -> Any:
     """Let another thread have this core."""
 
     def codegen(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"), [])
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
         return context.get_dummy_value()
 
     return types.void(), codegen
