@@ -61,15 +61,6 @@ def run_on(block: NamedTuple, shares: int, many: int) -> None:
 
 
 @cache
-def runs_at_once() -> bool:
-    """Whether the shares of a call run all at the same time, or in one call, so that they may wait for each other.
-
-    OpenMP's team is there or not; torch's own pool, in other builds, may still be busy with what another thread asked of it.
-    """
-    return "OpenMP" in torch.__config__.parallel_info().partition("ATen parallel backend:")[2]
-
-
-@cache
 def _parallel_for() -> Callable[..., Any]:
     folder = Path(torch.__file__).parent / "lib"
     names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
-from fastpack.cells import shares_units, workspace_items
+from fastpack.cells import arrivals_items, shares_units, workspace_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
 from fastpack.torch.familiar import remember
@@ -183,14 +183,14 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             ends[0] + h,
             ends[1] + c if len(ends) == 2 else 0,
         )
-        counter = ctypes.addressof(arrivals) + 8 * k if arrivals else 0
-        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, *workspace[:2], counter, shares)
+        counters = ctypes.addressof(arrivals) + 8 * k * arrivals_items(shares) if arrivals else 0
+        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, *workspace[:2], counters, shares)
         parallel.run_on(block, shares, shares)
     return out, after
 
 
 def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
-    """Return in how many shares a call is done, and, where these are of hidden units, a counter for each block: see blocks.Recur.
+    """Return in how many shares a call is done, and, where these are of hidden units, the counters of each block: see blocks.Recur.
 
     Shares of sequences need not wait for each other. Shares of units are for large weights, and for fewer sequences than threads.
     """
@@ -198,8 +198,8 @@ def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     if many == 1:
         return 1, None
     is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
-    if (is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)) and parallel.runs_at_once():
-        return many, (ctypes.c_int64 * len(plan.directions))()
+    if is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many):
+        return many, (ctypes.c_int64 * (len(plan.directions) * arrivals_items(many)))()
     return min(many, rows.B), None
 
 
