@@ -54,10 +54,10 @@ def lanes(item_bytes: int) -> int:
 
 
 def shares_units(cell: int, H: int, P: int, item_bytes: int, shares: int) -> bool:
-    """Whether shares of `recur` should be of hidden units rather than of sequences, where they can run all at once.
+    """Whether shares of `recur` should be of hidden units rather than of sequences.
 
-    Each then reads its part of the weights only. That wins where weights do not fit the second-level cache beside all else: 1.9 to
-    2.1 times one thread for H of 256 to 1024 where shares of sequences made it 1.7 to 1.8, and for a single sequence 1.7 to 2.1.
+    Each thread then reads its part of the weights only. That wins where weights do not fit the second-level cache beside all else: 1.9
+    to 2.1 times one thread for H of 256 to 1024 where shares of sequences made it 1.7 to 1.8, and for a single sequence 1.7 to 2.1.
     With weights of 256 KB (H = 128) it is no better, and waiting for each other at every step costs the more the shorter these are.
     """
     weights = CELLS[cell].gates * H * P * item_bytes

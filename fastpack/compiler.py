@@ -27,7 +27,7 @@ found.loader.exec_module(sys.modules["fastpack"])
 from fastpack.compiler import main
 main(level, digest)
 """
-OUTSIDE = {"memcpy", "memmove", "memset", "sched_yield"}  # the symbols that a library may want
+OUTSIDE = {"memcpy", "memmove", "memset", "sched_yield", "SwitchToThread"}  # the symbols that a library may want
 IR_TYPES = {"int64": "i64", "int64*": "ptr", "uint8*": "ptr", "uint8**": "ptr"}
 
 

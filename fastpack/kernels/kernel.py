@@ -34,7 +34,7 @@ KERNELS: dict[str, Kernel] = {}
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that kernels call; LLVM inlines it."""
+    """Make a function that kernels call; LLVM inlines it. Numba compiles it anew for each literal that it is passed."""
     compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
     return compiled
 

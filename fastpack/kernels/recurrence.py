@@ -1,8 +1,10 @@
 """A layer's cell along packed rows: the loops over steps, hidden blocks and row blocks.
 
-A share owns some sequences through all their steps, dealt like cards in packed order, so that shares have about as many rows.
-Where a step has many of its rows, each tile goes through the inputs and then the states. Where it has few, a tile would spend
-its time loading weights for one or two rows: so there the inputs of several steps are multiplied together, ahead.
+A share owns some sequences through all their steps, dealt like cards in packed order, so that shares have about as many rows;
+or it owns some hidden units of all sequences, and all shares do one phase after another together: see team.py.
+
+Where a step has many of a share's rows, each tile goes through the inputs and then the states. Where it has few, a tile would
+spend its time loading weights for one or two rows: so there the inputs of several steps are multiplied together, ahead.
 """
 
 from typing import Any, NamedTuple
@@ -11,19 +13,9 @@ from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
 from fastpack.kernels.panels import shape_of
-from fastpack.kernels.shares import (
-    Batch,
-    Rows,
-    States,
-    Team,
-    do_phase,
-    first_step,
-    move_on,
-    own_row,
-    own_rows,
-    step_after,
-)
+from fastpack.kernels.shares import Batch, Rows, States, first_step, move_on, own_row, own_rows, step_after
 from fastpack.kernels.simd import VECTOR
+from fastpack.kernels.team import Team, do_phase
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
 
 AHEAD = blocks.AHEAD
@@ -205,8 +197,8 @@ def room_of(workspace, rows, sums, units):
 
 
 @helper
-def run(call, batch, team, workspace, common):
-    # one share; `workspace` is its own, and `common` the team's first, where all keep what they do together: sums and rows
+def run_call(call, batch, team, workspace, common):
+    # a call; `workspace` is its own, and `common` the team's first, where all keep what they make together: sums and rows
     F, H, P, item = call.F, call.H, call.P, item_bytes_of(workspace)
     (gates, sums), lanes, rows = shape_of(call.cell), VECTOR // item, max(own_rows(batch, batch.B), AHEAD)
     own, teams = room_of(workspace, rows, sums, H), room_of(common, rows, sums, H)
@@ -223,26 +215,19 @@ def run(call, batch, team, workspace, common):
     run_share(panels, projection, H, batch, team, x, out, states, room)
 
 
-@helper
-def run_of_items(item_bytes, call, batch, team, workspace, common):
-    if item_bytes == 4:
-        run(call, batch, team, as_float32(workspace), as_float32(common))
-    else:
-        run(call, batch, team, as_float64(workspace), as_float64(common))
-
-
 @kernel(blocks.Recur)
 def recur(
     begin, end, cell, item_bytes, reverse, F, H, P, panels, projection, sorted_indices, batch_sizes, B, T, x, x_row_bytes, x_step_bytes,
     out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, workspace, workspace_bytes, arrivals, shares
 ):  # fmt: skip
     call = Call(cell, F, H, P, panels, projection, x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n)
-    if is_null(arrivals):
-        for share in range(begin, end):
-            batch = Batch(sorted_indices, batch_sizes, B, T, reverse, share, shares)
-            own = advance(workspace, share * workspace_bytes)
-            run_of_items(item_bytes, call, batch, Team(arrivals, 0, 1, 1), own, own)
-    else:
-        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0, 1)
+    together = not is_null(arrivals)
+    for share in range(begin, begin + 1 if together else end):
+        own = advance(workspace, share * workspace_bytes)
+        common = workspace if together else own
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
         team = Team(arrivals, begin, end, shares)
-        run_of_items(item_bytes, call, batch, team, advance(workspace, begin * workspace_bytes), workspace)
+        if item_bytes == 4:
+            run_call(call, batch, team, as_float32(own), as_float32(common))
+        else:
+            run_call(call, batch, team, as_float64(own), as_float64(common))

@@ -1,13 +1,9 @@
-"""Who does what of a recurrence: a share's sequences or hidden units, and where the rows of its steps are."""
+"""Which sequences a share of a recurrence owns, and where the rows of its steps are."""
 
 from typing import Any, NamedTuple
 
-from fastpack.blocks import LINE
 from fastpack.kernels.kernel import helper
-from fastpack.kernels.memory import advance, is_null
-from fastpack.kernels.waiting import count_up, counted, give_way, pause, took
-
-PATIENCE = 64  # looks at the others' number before a thread does their shares: about a microsecond
+from fastpack.kernels.memory import advance
 
 
 class Rows(NamedTuple):
@@ -37,61 +33,6 @@ class Batch(NamedTuple):
     reverse: int
     share: int
     shares: int
-
-
-class Team(NamedTuple):
-    """Whose shares of the hidden units a call is: begin..end of all. Without arrivals it does all units, whoever's they are."""
-
-    arrivals: Any  # (LINE * (1 + shares),), or null
-    begin: int
-    end: int
-    shares: int
-
-
-class Units(NamedTuple):
-    """A share of the hidden units, in blocks of `lanes`."""
-
-    width: int  # how many units there are in all
-    lanes: int
-    first: int
-    stop: int
-
-
-@helper
-def units_of(width, lanes, share, shares):
-    blocks = -(-width // lanes)
-    return Units(width, lanes, blocks * share // shares, blocks * (share + 1) // shares)
-
-
-@helper
-def do_share(team, phase, share, width, lanes, work, given):
-    # one share of a phase, unless a thread has begun it
-    if took(advance(team.arrivals, LINE * (1 + share)), phase):
-        work(units_of(width, lanes, share, team.shares), given)
-        count_up(team.arrivals)
-
-
-@helper
-def do_phase(team, phase, width, lanes, work, given):
-    # Has `work` done for all units, and returns the next phase. A thread begins with its own shares, whose weights are in its
-    # cache. Then it waits, but it does not count on the others: what nobody has begun after a moment, it does itself. So a thread
-    # that starts late, loses its core or never comes is not waited for, unless that happens in the middle of its share.
-    if is_null(team.arrivals):
-        work(units_of(width, lanes, 0, 1), given)
-        return phase + 1
-    for share in range(team.begin, team.end):
-        do_share(team, phase, share, width, lanes, work, given)
-    looks = 0
-    while counted(team.arrivals) < (phase + 1) * team.shares:
-        looks += 1
-        if looks == PATIENCE:
-            for share in range(team.shares):
-                do_share(team, phase, share, width, lanes, work, given)
-        elif looks < 64 * PATIENCE:
-            pause()
-        else:
-            give_way()  # what it waits for may be that a thread gets this core
-    return phase + 1
 
 
 @helper
