@@ -244,7 +244,8 @@ print(machine.library().level)
 
 
 def test_no_byte_beside_an_array_is_touched(child: Child):
-    level = machine.library().level  # test_levels has this file run at each
+    level = machine.library().level  # test_levels has this file run at each; a compiled one is none to choose
+    level = level if level in machine.cpu_levels() else machine.cpu_levels()[0]
     assert child(EVERY_SIZE.format(slip=""), PYTHONPATH=ROOT, FASTPACK_CPU=level) == f"{level}\n"
 
 
