@@ -91,6 +91,24 @@ def test_what_looks_otherwise_is_not_taken_for_the_same(look, checked: list[str]
     assert_close((output.data.detach().float(), h_n.detach().as_subclass(torch.Tensor).float()), (expected[0].data, expected[1]))
 
 
+@pytest.mark.parametrize("what", ["a weight", "the input", "a state"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_call_without_gradients_says_nothing_of_one_with_them(context, what: str) -> None:
+    _, ours = pair("LSTM")
+    ours.requires_grad_(False)
+    ours.bias_hh_l0.requires_grad_(what == "a weight")
+    batch = packed()
+    hx = states(ours, batch)
+    hx[1].requires_grad_(what == "a state")
+    batch.data.requires_grad_(what == "the input")
+    for _ in range(2):  # as a validation and a training step in turn
+        with context():
+            assert fp.path(ours, batch, hx) == "kernels"
+            assert [tensor.requires_grad for tensor in flat(ours(batch, hx))] == [False] * 3
+        assert fp.path(ours, batch, hx) == "torch: something requires grad, and gradients are on"
+        assert [tensor.requires_grad for tensor in flat(ours(batch, hx))] == [True] * 3
+
+
 def test_wrong_sizes_are_not_taken_for_the_same(checked: list[str]) -> None:
     _, ours = pair("LSTM")
     batch = packed()

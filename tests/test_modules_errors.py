@@ -1,5 +1,6 @@
 """Bad input to recurrent layers: torch's checks and messages, also where torch has none; and nothing is read out of range."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,20 @@ def test_memory_that_was_taken_away(size, context):
                 said = "input" if name == "data" else name
                 with pytest.raises(RuntimeError, match=f"^{said} has no memory: its storage was emptied"):
                     ours(whole, hx)
+
+
+@pytest.mark.parametrize("what", ["input", "data", "hx[0]", "hx[1]", "weight_hh_l0", "batch_sizes", "sorted_indices", "unsorted_indices"])
+def test_memory_that_was_taken_away_is_not_copied_from(what, context):
+    _, ours = pair("LSTM")
+    ours.weight_hh_l0.data = ours.weight_hh_l0.T.contiguous().T.data
+    padded, batch = torch.ones(B, F, 3).mT.transpose(0, 1), BATCH._replace(data=BATCH.data.T.contiguous().T)
+    batch = batch._replace(**{name: torch.stack([index] * 2, 1)[:, 0] for name, index in batch._asdict().items() if index.dim() == 1})
+    hx = tuple(state.mT.contiguous().mT for state in states(ours, padded))
+    named = {"input": padded, "hx[0]": hx[0], "hx[1]": hx[1], "weight_hh_l0": ours.weight_hh_l0, **batch._asdict()}
+    assert not named[what].is_contiguous()
+    named[what].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"^{re.escape('input' if what == 'data' else what)} has no memory: its storage was emptied"):
+        ours(padded if what == "input" else batch, hx)
 
 
 def test_indices_whose_memory_was_taken_away():

@@ -13,7 +13,7 @@ from torch.nn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack.torch.bridge import PLAIN_TYPES, is_eager
-from fastpack.torch.layout import check_batch_sizes, has_room
+from fastpack.torch.layout import check_batch_sizes, is_whole
 from fastpack.torch.panels import Settings
 
 FUNCTIONS: dict[str, Any] = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
@@ -102,12 +102,13 @@ def _count_full(batch_sizes: Tensor) -> int:
 def _check_memory(layer: RNNBase, input: Any, hx: Any) -> None:
     """Check that tensors have the memory that their shapes say: torch reads it without asking, and would not survive."""
     states = hx if isinstance(hx, (tuple, list)) else [hx]
-    named = {"input": input[0] if isinstance(input, PackedSequence) else input, **{f"hx[{k}]": state for k, state in enumerate(states)}}
+    fields = input if isinstance(input, PackedSequence) else (input,)
+    named = dict(zip(("input", "batch_sizes", "sorted_indices", "unsorted_indices"), fields, strict=False))
+    named |= {f"hx[{k}]": state for k, state in enumerate(states)}
     for name, tensor in (named | dict(zip(layer._flat_weights_names, layer._flat_weights, strict=False))).items():
         if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_nested:
             continue
-        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        if tensor.numel() and not tensor._is_zerotensor() and not has_room(tensor, extent):
+        if not tensor._is_zerotensor() and not is_whole(tensor):
             raise RuntimeError(f"{name} has no memory: its storage was emptied")
 
 

@@ -68,7 +68,7 @@ def from_packed(sequence: PackedSequence) -> TensorLayout | None:
     indices: Any = sequence[1:]
     if not _are_vectors(indices):
         # with gaps between their entries they are copied; what then is no vector is refused
-        indices = [index.contiguous() if isinstance(index, Tensor) and index.layout is torch.strided else index for index in indices]
+        indices = [_copied(index) if isinstance(index, Tensor) and index.layout is torch.strided else index for index in indices]
         if not _are_vectors(indices):
             return None
     batch_sizes, order, places = indices
@@ -121,6 +121,10 @@ def offsets_of(layout: TensorLayout) -> Tensor:
     return offsets
 
 
+def _copied(index: Tensor) -> Tensor | None:
+    return index.contiguous() if not index.is_cpu or is_whole(index) else None
+
+
 def _are_vectors(indices: Sequence[Tensor | None]) -> bool:
     return are_vectors([index for index in indices if index is not None])
 
@@ -145,6 +149,13 @@ def has_room(tensor: Tensor, extent: int) -> bool:
         return True
     storage = tensor.untyped_storage()
     return storage.data_ptr() != 0 and storage.nbytes() >= (tensor.storage_offset() + extent) * tensor.itemsize
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether there is memory for all items of a strided tensor: torch copies from where there is none, and does not survive it."""
+    if tensor.numel() == 0:
+        return True
+    return has_room(tensor, 1 + sum([(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]))
 
 
 def is_vector(tensor: Tensor) -> bool:

@@ -22,7 +22,7 @@ from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
 from fastpack.torch.familiar import remember
 from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of, plan_of
-from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, located, packed_rows, padded_rows
+from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
 
 DTYPES = {torch.float32, torch.float64}
 FAMILIAR = "familiar"
@@ -79,7 +79,9 @@ def prepare(
     data, *indices = input if is_packed else (input,)
     if is_packed and indices[1] is indices[2] is None:
         del indices[1:]
-    tensors, form = Tensors(data, indices, states, weights), (settings, is_packed, len(indices), len(states), len(weights))
+    tensors = Tensors(data, indices, states, weights)
+    # what tensors look like does not tell whether gradients are on: what was found without them does not hold with them
+    form = settings, is_packed, len(indices), len(states), len(weights), torch.is_grad_enabled()
     if not is_eager() or _is_any_autocast_enabled():
         raise HandOver(_reason(tensors))
     known = kept.get(FAMILIAR)
@@ -95,7 +97,7 @@ def prepare(
         if states:
             if [*map(_shape, states)] != shapes:
                 raise HandOver("torch: the initial states are not of the shape that the batch and the layer ask for")
-            states = [*map(Tensor.contiguous, states)]
+            states = [*map(contiguous, states)]
             before = [address_of(state, state.numel(), plan.item_bytes) for state in states]
         places, storages = located(tensors.weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
@@ -112,9 +114,9 @@ def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[
     if data.dim() not in ((2,) if indices else (2, 3)) or data.shape[-1] != plan.settings.input_size:
         raise HandOver("torch: the rows are not of the layer's input size")
     if data.stride(-1) != 1 and data.shape[-1] > 1:
-        data = data.contiguous()
+        data = contiguous(data)
     if not all(map(Tensor.is_contiguous, weights)):
-        weights = [*map(Tensor.contiguous, weights)]
+        weights = [*map(contiguous, weights)]
     if indices and not are_vectors(indices):
         fields = data, *indices, None, None
         layout = from_packed(tuple.__new__(PackedSequence, fields[:4]))  # with gaps between their entries they are copied

@@ -11,6 +11,7 @@ from torch import Tensor, UntypedStorage
 
 from fastpack import blocks
 from fastpack.machine import run
+from fastpack.torch.layout import is_whole
 from fastpack.torch.panels import Plan
 
 SHORT = 4096  # entries up to which the layout of batches that need no sorting is kept
@@ -50,6 +51,21 @@ def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
     if ((offset + extent) * item_bytes > storage.nbytes() or not start) and extent:
         raise HandOver(NO_MEMORY)
     return start + offset * item_bytes
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """Return a tensor whose items lie side by side: itself, or a copy.
+
+    Raises
+    ------
+    HandOver
+        There is nothing to copy: its storage was emptied.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    if not is_whole(tensor):
+        raise HandOver(NO_MEMORY)
+    return tensor.contiguous()
 
 
 def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]]:
@@ -113,7 +129,7 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
     if 0 in shape:
         raise HandOver("torch: the padded batch is empty")
     if 0 in strides:  # a step of no bytes would say that each step follows the one before
-        data = data.contiguous()
+        data = contiguous(data)
         strides = data.stride()
     if len(shape) == 2:
         (T, F), B, row_stride, step_stride = shape, 1, 0, strides[0]
