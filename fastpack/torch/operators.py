@@ -104,10 +104,19 @@ def _recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], wei
         except HandOver:
             if indices:
                 check_batch_sizes(data, layout[0], exactly=True)
+                _check_states(settings, layout, states)
             output, after = by_torch.run(settings, weights, data, indices, states, 0.0)
         else:
             output, after = run(call)
     return [output, *after]
+
+
+def _check_states(settings: Settings, layout: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Check that states have as many rows as there are sequences: they tell the sizes of the results where a graph is traced."""
+    B = layout[1].shape[0] if len(layout) > 1 else by_torch.count_full(layout[0])
+    for state, shape in zip(states, by_torch.state_shapes(settings, B), strict=False):
+        if state.shape != shape:
+            raise RuntimeError(f"Expected hidden size {shape}, got {list(state.shape)}")
 
 
 def _fake_recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any) -> list[Tensor]:
