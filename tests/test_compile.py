@@ -212,3 +212,26 @@ def test_second_derivatives_are_refused() -> None:
     (gradient,) = torch.autograd.grad(output.sum(), data, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), weights)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_states_of_another_number_of_sequences_are_refused(ordered: bool) -> None:
+    _, ours = pair("GRU")
+    batch = packed(lengths=[3, 2, 1])
+    batch = batch._replace(sorted_indices=None, unsorted_indices=None) if ordered else batch
+    model = compiled(ours)
+    with torch.no_grad():
+        for B in (2, 4):
+            with pytest.raises(RuntimeError, match=rf"Expected hidden size \(1, 3, {H}\), got \[1, {B}, {H}\]"):
+                model(batch, torch.ones(1, B, H))
+
+
+def test_autocast_in_a_compiled_model_that_is_trained() -> None:
+    theirs, ours = pair("LSTM")
+    torch._dynamo.reset()
+    model, batch = torch.compile(ours, backend="aot_eager"), torch.ones(3, 2, F)
+    with torch.autocast("cpu", torch.bfloat16):
+        (expected, _), (found, _) = theirs(batch), model(batch)
+    for output in (expected, found):
+        output.sum().backward()
+    assert_same_bits([found.float(), *(w.grad for w in ours.parameters())], [expected.float(), *(w.grad for w in theirs.parameters())])

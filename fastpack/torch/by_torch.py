@@ -35,7 +35,7 @@ def forward(layer: RNNBase, theirs: type[RNNBase], input: Any, hx: Any) -> Any:
         return theirs.forward(layer, input, hx)
     _check_packed(layer, input, hx)
     batch_sizes, order = input[1:3]
-    if order is None or _count_full(batch_sizes) == order.shape[0]:
+    if order is None or count_full(batch_sizes) == order.shape[0]:
         # torch reads batch sizes as if they lay side by side
         output, after = theirs.forward(layer, input._replace(batch_sizes=batch_sizes.contiguous()), hx)
         return output._replace(batch_sizes=batch_sizes), after
@@ -76,7 +76,7 @@ def run(
         Between layers.
     """
     batch_sizes, order, places = layout or (None, None, None)
-    full = data.shape[1] if batch_sizes is None else _count_full(batch_sizes)
+    full = data.shape[1] if batch_sizes is None else count_full(batch_sizes)
     B = full if order is None else order.shape[0]
     before = list(states) or [data.new_zeros(shape) for shape in state_shapes(settings, B)]
     if order is not None:
@@ -95,7 +95,8 @@ def run(
     return output, [state.index_select(1, places) for state in after] if places is not None else after
 
 
-def _count_full(batch_sizes: Tensor) -> int:
+def count_full(batch_sizes: Tensor) -> int:
+    """Return how many sequences have rows."""
     return int(batch_sizes[0]) if batch_sizes.shape[0] else 0
 
 
@@ -116,7 +117,7 @@ def _check_packed(layer: RNNBase, sequence: PackedSequence, hx: Any) -> None:
     data, batch_sizes, order, _ = sequence
     layer.check_input(data, batch_sizes)
     check_batch_sizes(data, batch_sizes, exactly=True)
-    full = _count_full(batch_sizes)
+    full = count_full(batch_sizes)
     B = full if order is None else order.shape[0]
     if B == 0:
         raise RuntimeError("batch_sizes can not be empty")

@@ -37,7 +37,9 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
     states = [] if hx is None else [*hx] if layer.mode == "LSTM" else [hx]
     is_odd = is_packed and (layout[1] is None) != (layout[2] is None)
     if is_odd or torch.is_autocast_enabled(data.device.type) or not _fit(layer, data, is_packed, states):
-        return layer.theirs.forward(layer, input, hx)
+        # AOTAutograd cannot record oneDNN's LSTM, whose last result is None
+        is_untraceable = layer.mode == "LSTM" and not is_packed and torch.is_grad_enabled()
+        return _outside_the_graph(layer, input, hx) if is_untraceable else layer.theirs.forward(layer, input, hx)
     weights = [getattr(layer, name) for name in layer._flat_weights_names]
     is_single = not is_packed and data.dim() == 2
     if is_single:
@@ -50,6 +52,11 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
     elif not is_packed and layer.batch_first:
         output = output.transpose(0, 1)
     return PackedSequence(output, *layout) if is_packed else output, tuple(after) if layer.mode == "LSTM" else after[0]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_the_graph(layer: Any, input: Any, hx: Any) -> Any:
+    return layer.theirs.forward(layer, input, hx)
 
 
 def _fit(layer: Any, data: Tensor, is_packed: bool, states: list[Tensor]) -> bool:
@@ -104,10 +111,19 @@ def _recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], wei
         except HandOver:
             if indices:
                 check_batch_sizes(data, layout[0], exactly=True)
+                _check_states(settings, layout, states)
             output, after = by_torch.run(settings, weights, data, indices, states, 0.0)
         else:
             output, after = run(call)
     return [output, *after]
+
+
+def _check_states(settings: Settings, layout: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Check that states have as many rows as there are sequences: they tell the sizes of the results where a graph is traced."""
+    B = layout[1].shape[0] if len(layout) > 1 else by_torch.count_full(layout[0])
+    for state, shape in zip(states, by_torch.state_shapes(settings, B), strict=False):
+        if state.shape != shape:
+            raise RuntimeError(f"Expected hidden size {shape}, got {list(state.shape)}")
 
 
 def _fake_recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any) -> list[Tensor]:
