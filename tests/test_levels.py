@@ -18,12 +18,9 @@ FILES = [
     *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
 ]
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
-HOST = f"host-{machine.host_fingerprint()}"  # how it is called where CPUs have no named levels
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed
 REPORT = """
 from fastpack import machine
-if {level!r}:
-    machine.supported_levels = lambda: [{level!r}]
 def pytest_unconfigure(config):
     used = machine._library
     with open({path!r}, "w") as file:
@@ -31,12 +28,9 @@ def pytest_unconfigure(config):
 """
 
 
-def run_tests(base: Path, *names: str, level: str = "", **environment: str) -> Outcome:
-    """Run test files in a child, which says at its end which kernels it used; return its exit status, that, and its output.
-
-    The child may be told that its CPU has just one `level`.
-    """
-    (base / "report_kernels.py").write_text(REPORT.format(path=str(base / "used"), level=level))
+def run_tests(base: Path, *names: str, **environment: str) -> Outcome:
+    """Run test files in a child, which says at its end which kernels it used; return its exit status, that, and its output."""
+    (base / "report_kernels.py").write_text(REPORT.format(path=str(base / "used")))
     plugins = ["-p", "report_kernels", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, "--rootdir", str(HERE.parent), *(str(HERE / name) for name in names)]
     everything = clean_environment(PYTHONPATH=str(base), **environment)
@@ -53,10 +47,11 @@ def test_the_files_are_there_and_call_kernels() -> None:
 def outcomes(good_code: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Return what became of the files at each lower level, and in the fallback: two children at a time."""
     cache = tmp_path_factory.mktemp("cache")
+    highest = machine.supported_levels()[-1]
     (cache / "kernels").mkdir(mode=0o700)
-    fallback._write(cache / "kernels" / fallback.cache_name(HOST), good_code)
+    fallback._write(cache / "kernels" / fallback.cache_name(highest), good_code)
     settings = {level: {"FASTPACK_CPU": level} for level in LOWER}
-    settings["jit"] = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": str(cache / "kernels"), "level": HOST}
+    settings["jit"] = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": str(cache / "kernels")}
     with ThreadPoolExecutor(2) as pool:
         bases = [tmp_path_factory.mktemp(name) for name in settings]
         runs = [pool.submit(run_tests, base, *FILES, **setting) for base, setting in zip(bases, settings.values(), strict=True)]
@@ -73,7 +68,7 @@ def test_at_a_lower_level(level: str, outcomes: dict[str, Outcome]) -> None:
 def test_in_the_fallback(outcomes: dict[str, Outcome]) -> None:
     status, used, output = outcomes["jit"]
     assert status == 0, output
-    assert used == f"{HOST} compiled here"
+    assert used == f"{machine.supported_levels()[-1]} compiled here"
 
 
 def test_this_process_uses_what_was_built_for_the_highest_level() -> None:

@@ -122,7 +122,7 @@ def offsets_of(layout: TensorLayout) -> Tensor:
 
 
 def _copied(index: Tensor) -> Tensor | None:
-    return index.contiguous() if not index.is_cpu or is_whole(index) else None
+    return index.contiguous() if type(index) not in PLAIN_TYPES or not index.is_cpu or is_whole(index) else None
 
 
 def _are_vectors(indices: Sequence[Tensor | None]) -> bool:
