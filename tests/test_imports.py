@@ -210,6 +210,15 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
     assert "fastpack.reference" in own
 
 
+HEAVY_OF_TORCH = ("torch._dynamo", "torch._inductor")  # what torch.compile imports, as long again as torch itself
+FRESH_TORCH = "import sys, torch, fastpack.torch; {more}; print([name for name in {heavy} if name in sys.modules])"
+
+
+def test_the_torch_level_does_not_load_the_compiler_of_torch(child: Child) -> None:
+    assert child(FRESH_TORCH.format(more="", heavy=HEAVY_OF_TORCH)).strip() == "[]"
+    assert "torch._dynamo" in child(FRESH_TORCH.format(more="torch.compiler.disable(print)", heavy=HEAVY_OF_TORCH))
+
+
 def test_kernels_from_the_cache_are_loaded_without_numba(child: Child, good_code: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o700)
     fallback._write(tmp_path / "cache" / fallback.cache_name(machine.supported_levels()[-1]), good_code)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _dispatch_tls_local_exclude_set, _dispatch_tls_local_include_set, _ForceDispatchKeyGuard
+from torch._compile import _disable_dynamo
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -54,7 +55,7 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
     return PackedSequence(output, *layout) if is_packed else output, tuple(after) if layer.mode == "LSTM" else after[0]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable would import dynamo, all of it, with this module
 def _outside_the_graph(layer: Any, input: Any, hx: Any) -> Any:
     return layer.theirs.forward(layer, input, hx)
 
