@@ -211,7 +211,7 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
 
 
 HEAVY_OF_TORCH = ("torch._dynamo", "torch._inductor")  # what torch.compile imports, as long again as torch itself
-FRESH_TORCH = "import sys, torch, fastpack.torch; {more}; print([name for name in {heavy} if name in sys.modules])"
+FRESH_TORCH = "import sys, torch, fastpack.torch; {more}\nprint([name for name in {heavy} if name in sys.modules])"
 
 
 def test_the_torch_level_does_not_load_the_compiler_of_torch(child: Child) -> None:
