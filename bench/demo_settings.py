@@ -41,7 +41,7 @@ def judge(training: speakers.Utterances, settings: speakers.Settings) -> tuple[f
         torch.manual_seed(seed)
         fitted, held_out = training.only(fold != k), training.only(fold == k)
         model = speakers.SpeakerNamer(fitted.frames(), settings)
-        for _ in speakers.train(model, speakers.Loader(fitted, settings.batch_size, shuffle=True)):
+        for _ in speakers.train([model], speakers.Loader(fitted, settings.batch_size, shuffle=True)):
             pass
         mean, named = speakers.evaluate(model, speakers.Loader(held_out, len(held_out)))
         loss += mean * len(held_out)

@@ -113,11 +113,12 @@ def main(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes: png, pdf or svg.")] = Path("fastpack-demo.png"),
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings by each layer; the first has --seed, the next the next.")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the weights, the order of the utterances and the noise.")] = 0,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load and pack; 0 packs in this one.")] = 2,
     start_method: Annotated[str, typer.Option(help="How they start: fork, spawn or forkserver; the platform's own otherwise.")] = "",
 ) -> None:
-    """See what packing does: three sequences step by step, then nine real speakers named by an LSTM, timed and drawn."""
+    """See what packing does: three sequences step by step, then a model of nine real speakers trained, timed and drawn."""
     import multiprocessing
 
     methods = multiprocessing.get_all_start_methods()
@@ -130,7 +131,7 @@ def demo(
     from fastpack.demo import run
 
     try:
-        run(new_console(), output, seed, workers, start_method or None)
+        run(new_console(), output, list(range(seed, seed + seeds)), workers, start_method or None)
     except OSError as error:  # the disk is full by now, or no process can be started
         fail("demo", str(error), 1)
 

@@ -1,5 +1,7 @@
 """The command line: what each command prints, how it fails, and the whole demo."""
 
+import copy
+import io
 import os
 import re
 import signal
@@ -190,7 +192,10 @@ def test_explain_needs_no_extra_but_the_command_lines(child):
     assert "batch_sizes" in child(code)
 
 
-@pytest.mark.parametrize("arguments", [["bogus"], ["demo", "--bogus"], ["demo", "--workers", "-1"], ["demo", "--seed", "x"], ["info", "3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["bogus"], ["demo", "--bogus"], ["demo", "--workers", "-1"], ["demo", "--seeds", "0"], ["demo", "--seed", "x"], ["info", "3"]],
+)
 def test_a_usage_error_is_one_line(arguments):
     assert one_line(run(*arguments), 2).startswith("fastpack")
 
@@ -227,7 +232,7 @@ def test_demo_checks_its_options_before_anything_else(child, arguments, message)
 def test_demo(tmp_path):
     """All of it, with worker processes."""
     picture = tmp_path / "picture.png"
-    command = [sys.executable, "-m", "fastpack", "demo", "--output", str(picture)]
+    command = [sys.executable, "-m", "fastpack", "demo", "--seeds", "2", "--output", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "100"}, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
@@ -250,10 +255,17 @@ def test_demo(tmp_path):
         f"Picture: {picture}",
     ):
         assert line in lines
-    (accuracy,) = re.findall(r"Test accuracy ([\d.]+)%", done.stdout)
-    assert float(accuracy) >= 95
+    theirs, ours = re.findall(
+        r"(?m)^ *(?:torch\.nn|fastpack\.torch)\.LSTM +([\d.]+)% ± ([\d.]+) +([\d.]+) ± [\d.]+ +[\d.]+ ± ", done.stdout
+    )
+    for accuracy, spread, loss in (theirs, ours):
+        assert float(accuracy) >= 95
+        assert 0 < float(spread) < 3  # the seeds are different ones
+        assert 0 < float(loss) < 0.2
+    (apart,) = re.findall(r"differ by ([-e\d.]+) of themselves", done.stdout)
+    assert float(apart) < 1e-4
     assert len(re.findall(r"(?m)^ *\w*pack\w*_sequence +\d+ .* us .*x", done.stdout)) == 8
-    assert len(re.findall(r"(?m)^ *LSTM, packed +\d+ .* us .*x", done.stdout)) == 2
+    assert len(re.findall(r"(?m)^ *LSTM, inference +\d+ .* us .*x", done.stdout)) == 2
     assert re.search(r"Time for this packed batch: torch\.nn\.LSTM [\d.,]+ us, fastpack\.torch\.LSTM [\d.,]+ us", done.stdout)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -292,25 +304,62 @@ def running(group: int) -> list[str]:
     return found
 
 
-def epochs(seed, count=1):
+def losses(*seeds: int, models: int = 1) -> list[list[float]]:
+    """Return the losses of an epoch by each of some models of the same weights, from one seed after another."""
     import torch
 
     from fastpack.demo import speakers
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
     training, _ = speakers.load()
-    model = speakers.SpeakerNamer(training.frames(), speakers.SETTINGS._replace(epochs=count))
-    with speakers.Loader(training, 30, shuffle=True) as loader:
-        result = list(speakers.train(model, loader))
-    torch.set_num_threads(threads)
-    return result
+    settings = speakers.SETTINGS._replace(epochs=1)
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = speakers.SpeakerNamer(training.frames(), settings)
+        with speakers.Loader(training, 30, shuffle=True) as loader:
+            (epochs,) = speakers.train([model, *(copy.deepcopy(model) for _ in range(models - 1))], loader)
+        found += [epoch.losses for epoch in epochs]
+    return found
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_training_is_repeatable():
-    assert epochs(0) == epochs(0)
-    assert epochs(0) != epochs(1)
+    first, again, other = losses(0, 0, 1)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_models_are_trained_on_the_same_batches_and_draws():
+    alone, first, second = [*losses(0), *losses(0, models=2)]
+    assert alone == first == second
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_training_that_is_not_torchs_is_noticed(monkeypatch, wrong):
+    """The comparison itself, with an LSTM of fastpack's name that leaves its states a little too large where it is wrong."""
+    from rich.console import Console
+
+    from fastpack.demo import speakers, training
+
+    def forward(layer, packed):
+        output, (h_n, c_n) = layer.theirs.forward(layer, packed)
+        return output, (1.01 * h_n if wrong else h_n, c_n)
+
+    monkeypatch.setattr("fastpack.torch.LSTM.forward", forward)
+    monkeypatch.setattr(speakers, "SETTINGS", speakers.SETTINGS._replace(epochs=1))
+    console = Console(file=io.StringIO(), width=120)
+    if wrong:
+        with pytest.raises(RuntimeError, match=r"seed 3: fastpack\.torch\.LSTM is not trained as torch\.nn\.LSTM is"):
+            training.run(console, *speakers.load(), [3, 4])
+    else:
+        pairs = training.run(console, *speakers.load(), [3, 4])
+        assert [max(pair.apart()) for pair in pairs] == [0, 0]
+        assert pairs[0].torch.losses != pairs[1].torch.losses
+        (alone,) = training.run(console, *speakers.load(), [4], num_workers=1, persistent_workers=True)
+        assert alone.torch.losses == pairs[1].torch.losses  # whatever was trained before, and whoever loads
+        assert alone.torch.named.tolist() == pairs[1].fastpack.named.tolist()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -350,12 +399,11 @@ def test_a_wrong_contender_is_not_timed(monkeypatch):
     training, _ = speakers.load()
     batches = timing.batches(training, 30)[:1]
     monkeypatch.setattr(timing, "CALLS", 4)
-    lstm = fastpack.torch.LSTM(12, 8, bidirectional=True)
-    assert {item.function for item in timing.compare(batches, lstm)} == {*timing.CALLED, "LSTM, packed"}
+    assert {item.function for item in timing.compare(batches)} == {*timing.CALLED, "LSTM, inference"}
     with monkeypatch.context() as patch:
-        patch.setattr(fastpack.torch.LSTM, "forward", lambda layer, packed: (packed._replace(data=torch.ones(len(packed.data), 16)), None))
+        patch.setattr(fastpack.torch.LSTM, "forward", lambda layer, packed: (packed._replace(data=torch.ones(len(packed.data), 128)), None))
         with pytest.raises(RuntimeError, match="LSTM does not give torch's result"):
-            timing.compare(batches, lstm)
+            timing.compare(batches)
     monkeypatch.setattr(fastpack.torch, "pad_sequence", lambda *args, **options: rnn.pad_sequence(*args, **options) + 1)
     with pytest.raises(RuntimeError, match="pad_sequence does not give torch's result"):
-        timing.compare(batches, lstm)
+        timing.compare(batches)

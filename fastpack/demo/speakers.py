@@ -1,7 +1,7 @@
 """The main job on real data: name the speaker of an utterance, from recordings of unequal length.
 
-The recordings go through a torch DataLoader whose workers pack each batch, into an LSTM that never sees padding. While it is
-trained, it runs torch's own functions, which know gradients; when it names speakers, fastpack's kernels.
+The recordings go through a torch DataLoader whose workers pack each batch, into an LSTM that never sees padding: fastpack's, or
+torch's in a model of the same weights. Models are trained side by side, on the same batches and the same random draws.
 Everything a worker needs stands at the top level of this module, so that fork, spawn and forkserver all find it.
 """
 
@@ -9,7 +9,8 @@ import contextlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,40 +183,73 @@ class SpeakerNamer(nn.Module):
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training set came to."""
+    """What one pass of a model over the training set came to."""
 
-    number: int  # from 1
-    loss: float
+    losses: list[float]  # of each step
     accuracy: float
+    seconds: float  # of the steps, the loading of their batches left out
+
+    @property
+    def loss(self) -> float:
+        """The mean of the steps' losses."""
+        return sum(self.losses) / len(self.losses)
 
 
-def train(model: SpeakerNamer, loader: "DataLoader[Any]") -> Iterator[Epoch]:
-    """Train the model, yielding after each epoch."""
-    settings = model.settings
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * len(loader))
-    for number in range(1, settings.epochs + 1):
-        model.train()
-        loss_sum, right, seen = 0.0, 0, 0
+class Trainer:
+    """A model with its optimiser, which takes a training step on a batch, and notes loss and time."""
+
+    def __init__(self, model: SpeakerNamer, steps: int) -> None:
+        rate = model.settings.learning_rate
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, total_steps=steps)
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Forget the losses and times of the epoch before."""
+        self.model.train()
+        self.losses: list[float] = []
+        self.seconds, self.right, self.seen = 0.0, 0, 0
+
+    def step(self, packed: PackedSequence, speakers: Tensor) -> None:
+        """Change the weights by one batch."""
+        begin = time.perf_counter()
+        scores = self.model(packed)
+        loss = nn.functional.cross_entropy(scores, speakers)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.schedule.step()
+        self.losses.append(loss.item())
+        self.seconds += time.perf_counter() - begin
+        self.right += int((scores.argmax(1) == speakers).sum())
+        self.seen += len(speakers)
+
+
+def train(models: Sequence[SpeakerNamer], loader: "DataLoader[Any]") -> Iterator[list[Epoch]]:
+    """Train models of the same settings side by side, yielding what each came to after each epoch.
+
+    A step of one is followed by the same step of the next: on the same batch, with the same noise and the same units dropped.
+    """
+    epochs = models[0].settings.epochs
+    trainers = [Trainer(model, epochs * len(loader)) for model in models]
+    for _ in range(epochs):
+        for trainer in trainers:
+            trainer.begin_epoch()
         for packed, speakers in loader:
-            scores = model(packed)
-            loss = nn.functional.cross_entropy(scores, speakers)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.item() * len(speakers)
-            right += int((scores.argmax(1) == speakers).sum())
-            seen += len(speakers)
-        yield Epoch(number, loss_sum / seen, right / seen)
+            draws = torch.get_rng_state()
+            for trainer in trainers:
+                torch.set_rng_state(draws)
+                trainer.step(packed, speakers)
+        yield [Epoch(trainer.losses, trainer.right / trainer.seen, trainer.seconds) for trainer in trainers]
 
 
-def evaluate(model: SpeakerNamer, loader: "DataLoader[Any]") -> tuple[float, Tensor]:
+def evaluate(model: SpeakerNamer, batches: Iterable[tuple[PackedSequence, Tensor]]) -> tuple[float, Tensor]:
     """Return the mean loss, and of each utterance whether its speaker was named."""
     model.eval()
     losses, named = [], []
     with torch.no_grad():
-        for packed, speakers in loader:
+        for packed, speakers in batches:
             scores = model(packed)
             losses.append(nn.functional.cross_entropy(scores, speakers, reduction="none"))
             named.append(scores.argmax(1) == speakers)

@@ -13,7 +13,7 @@ from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastpack.torch
-from fastpack.demo.speakers import Utterances
+from fastpack.demo.speakers import SETTINGS, Utterances
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,8 +56,8 @@ def batches(utterances: Utterances, size: int) -> list[list[Tensor]]:
     return [every[k : k + size] for k in range(0, len(every) - size + 1, size)]
 
 
-def compare(batches: list[list[Tensor]], lstm: fastpack.torch.LSTM) -> list[Timing]:
-    """Time every function, and inference by an LSTM, on the same batches; the results are compared before.
+def compare(batches: list[list[Tensor]]) -> list[Timing]:
+    """Time every function, and inference by an LSTM such as the speakers' model has, on the same batches; results are compared before.
 
     Raises
     ------
@@ -70,7 +70,8 @@ def compare(batches: list[list[Tensor]], lstm: fastpack.torch.LSTM) -> list[Timi
             if not same(call(rnn, batch), call(fastpack.torch, batch)):
                 raise RuntimeError(f"{name} does not give torch's result")
     timings = [Timing(name, len(batches[0]), *medians(call, prepared)) for name, call in CALLED.items()]
-    return [*timings, Timing("LSTM, packed", len(batches[0]), *through(lstm, [batch.packed for batch in prepared]))]
+    lstm = fastpack.torch.LSTM(batches[0][0].shape[1], SETTINGS.hidden_size, bidirectional=True)
+    return [*timings, Timing("LSTM, inference", len(batches[0]), *through(lstm, [batch.packed for batch in prepared]))]
 
 
 def through(ours: fastpack.torch.LSTM, batches: list[PackedSequence]) -> tuple[float, float]:
