@@ -18,6 +18,9 @@ QUANTILES = {
 }
 
 
+SWEPT = (1, 4, 32, 128)  # steps
+
+
 def _like(source: str) -> Any:
     return lambda B, random: np.rint(np.interp(random.random(B), SHARES, QUANTILES[source])).astype(np.int64)
 
@@ -33,6 +36,8 @@ LENGTHS = {
     "rising": lambda B, random: np.arange(B),
     "cuts": lambda B, random: np.diff(np.sort(random.choice(99_999, B - 1, replace=False)) + 1, prepend=0, append=100_000),
     "steep": lambda B, random: np.where(np.arange(B) == B // 2, 1000, 1),
+    **{f"x {T}": lambda B, random, T=T: np.full(B, T) for T in SWEPT},
+    **{f"x 1..{T}": lambda B, random, T=T: random.integers(1, T + 1, B) for T in SWEPT},
 }
 
 

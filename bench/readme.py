@@ -1,7 +1,4 @@
-"""Write the README's tables from a run: `python bench/readme.py`, or `--print` to look at them only. A few minutes on two quiet cores.
-
-Contenders take turns, A B A B, so that a disturbance of the machine meets both; a ratio is the median of the pairs' ratios.
-"""
+"""Write the README's tables from a run: `python bench/readme.py`, or `--print` to look at them only. A few minutes on two quiet cores."""
 
 import argparse
 import os
@@ -10,12 +7,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would say that it starts and stops
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,15 +20,15 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import fastpack  # noqa: E402
-from bench import bench_memory, bench_rnn, bench_serving, bench_startup  # noqa: E402
+from bench import bench_memory, bench_rnn, bench_serving, bench_startup, readme_training  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
 from bench.peak import peak  # noqa: E402
+from bench.races import by_itself, duration, race  # noqa: E402
 from bench.rnn_cases import LAYERS, MIDDLE, TINY  # noqa: E402
 from bench.rnn_contests import RIVALS, inference, layer_contest  # noqa: E402
 from fastpack import machine  # noqa: E402
 
-SECONDS = 0.4  # a contest, or as long as a few pairs take
 SHOWN = {
     "64 film reviews x 100 floats": Case("reviews", 64, (100,), "float32"),
     "64 film reviews, tokens (int64)": Case("reviews", 64, (), "int64"),
@@ -45,34 +40,6 @@ SHOWN = {
 TORCH = ["pack_padded_sequence", "pack_sequence", "pad_packed_sequence", "unpack_sequence", "pad_sequence", "pack, backward"]
 NUMPY_LEVEL = "fastpack, NumPy"
 NUMPY = ["pack", "pack_padded", "pack_ragged", "pad", "unpack"]
-
-
-def once(contender: Callable[[], Any], calls: int) -> float:
-    """Return the seconds of a call."""
-    begin = time.perf_counter()
-    for _ in range(calls):
-        contender()
-    return (time.perf_counter() - begin) / calls
-
-
-def race(contest: Contest, rival: str) -> tuple[float, float]:
-    """Return fastpack's median seconds and the median ratio rival / fastpack."""
-    ours, theirs = contest.contenders["fastpack"], contest.contenders[rival]
-    calls = [max(1, int(2e-3 / max(once(contender, 3), 1e-7))) for contender in (ours, theirs)]
-    pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(pairs) < (7 if time.perf_counter() < end + SECONDS else 3):
-        pairs.append((once(ours, calls[0]), once(theirs, calls[1])))
-    return statistics.median(a for a, _ in pairs), statistics.median(b / a for a, b in pairs)
-
-
-def by_itself(contender: Callable[[], Any]) -> float:
-    """Return the median seconds of a call. Where two threads are not torch's, they cannot take turns with torch's, which linger."""
-    calls, end = max(1, int(2e-3 / once(contender, 3))), time.perf_counter() + SECONDS / 2
-    taken: list[float] = []
-    while time.perf_counter() < end or len(taken) < 3:
-        taken.append(once(contender, calls))
-    return statistics.median(taken)
 
 
 def table(level: dict[str, list[str]], contests: Callable[[Case], dict[str, Contest]], rival: str) -> list[str]:
@@ -113,11 +80,6 @@ def layers() -> list[str]:
         ratios = [" / ".join(f"{rows[rival]:.1f}x" for rows in found) if rival in found[0] else "-" for rival in rivals]
         lines.append(f"| {case.name} | {' / '.join(map(duration, seconds))} | {' | '.join([share, *ratios])} |")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Return microseconds, or from 10 ms on milliseconds."""
-    return f"{seconds * 1e6:,.0f} us" if seconds < 0.01 else f"{seconds * 1e3:,.0f} ms"
 
 
 def cpu_levels() -> list[str]:
@@ -196,6 +158,9 @@ def main() -> None:
         "layers": layers,
         "CPU levels": cpu_levels,
         "memory": inference_memory,
+        "training": readme_training.layers,
+        "shapes": readme_training.shapes,
+        "long sequences": readme_training.long_sequences,
         "serving": serving,
         "start-up": startup,
         "measured on": lambda: [told],
