@@ -84,7 +84,7 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
     """Return what follows from settings that torch's constructors accept."""
     mode, F, H, proj_size, num_layers, bias, bidirectional = settings
     cell, P, item_bytes, D = MODES[mode], proj_size or H, dtype.itemsize, 2 if bidirectional else 1
-    gates, _, has_c = CELLS[cell]
+    gates, _, has_c, _ = CELLS[cell]
     shapes: list[tuple[int, ...]] = []
     directions, end, operations = [], 0, 0
     for layer, _ in product(range(num_layers), range(D)):
