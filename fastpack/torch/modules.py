@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastpack.torch import by_torch, operators
+from fastpack.torch import by_torch, operators, recurrence, training
 from fastpack.torch.bridge import path_of
 from fastpack.torch.panels import Settings
-from fastpack.torch.recurrence import Call, prepare, run
+from fastpack.torch.recurrence import Call, prepare
 from fastpack.torch.rows import HandOver
 
 KEPT = "_fastpack"  # the name under which a module, in its __dict__, keeps what it need not work out anew at each call
@@ -54,6 +54,7 @@ class Layer(nn.RNNBase):
             call = None
         if call is None:
             return by_torch.forward(self, self.theirs, input, hx)
+        run = training.run if call.gradient_panels else recurrence.run
         output, states = run(call, self.dropout if self.training and self.dropout else 0.0)
         after = tuple(states) if self.mode == "LSTM" else states[0]
         if isinstance(input, PackedSequence):
@@ -166,10 +167,9 @@ def path(*arguments: Any) -> str:
     >>> path(torch.zeros(2, 3, device="meta"))
     'torch: a tensor is on meta'
     >>> path(LSTM(3, 5), torch.zeros(4, 1, 3))
-    'torch: something requires grad, and gradients are on'
-    >>> with torch.inference_mode():
-    ...     path(LSTM(3, 5), torch.zeros(4, 1, 3))
     'kernels'
+    >>> path(LSTM(3, 5).bfloat16(), torch.zeros(4, 1, 3).bfloat16())
+    'torch: there are tensors of torch.bfloat16, not all of torch.float32 or torch.float64'
     """
     if not arguments or not isinstance(arguments[0], nn.Module):
         return path_of(arguments)

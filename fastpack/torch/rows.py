@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     B: int
     T: int
     N: int
-    x: Tensor  # holds the rows
+    x: Any  # the tensor that holds the rows; None where that is kept elsewhere
     address: int  # of the first
     row_bytes: int
     step_bytes: int  # 0 where each step follows the rows of the one before
