@@ -18,7 +18,7 @@ from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.panels import ALIGNED, Panels, Plan
-from fastpack.torch.recurrence import Work, counters_of, division, room_for, saved_addresses, sizes_of
+from fastpack.torch.recurrence import Work, along, counters_of, division, room_for, saved_addresses
 from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, place_of
 
 _dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
@@ -89,8 +89,8 @@ def check_saved(record: Record, saved: Sequence[Tensor]) -> None:
         return
     for tensor, shape in zip(saved, record.shapes, strict=True):
         if tensor.shape != shape or tensor.dtype != record.panels.plan.dtype:
-            was = f"{list(shape)} and {record.panels.plan.dtype}"
-            raise RuntimeError(f"a tensor that was saved for backward, of {was}, came back from a hook as one of {list(tensor.shape)} and {tensor.dtype}")
+            was, is_now = f"{list(shape)} and {record.panels.plan.dtype}", f"{list(tensor.shape)} and {tensor.dtype}"
+            raise RuntimeError(f"a tensor of {was} was saved for backward, but a hook for saved tensors returned one of {is_now}")
 
 
 def differentiate(
@@ -117,10 +117,11 @@ def differentiate(
     if given is None:
         return None
     sources = *saved[: 1 + count], *saved[first_weight:]
-    found = [source.new_empty(source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
+    new = saved[0].new_empty
+    found = [new(*source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
     plan, rows = record.panels.plan, record.rows
     room, split = _room(plan, rows), Wanted(found[0], found[1 : 1 + count], found[1 + count :])
-    for reverse in range(sizes_of(plan)[1]):
+    for reverse in range(plan.D):
         _recur_backward(record, reverse, given, split, room)
         if split.d_x is not None and rows.N:
             _input_gradient(record, reverse, split.d_x, room)
@@ -135,7 +136,7 @@ def _given(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor |
         return None
     if set(map(_dtype, every)) != {plan.dtype}:
         return None
-    item, (_, D, row_bytes) = plan.item_bytes, sizes_of(plan)
+    item, D, row_bytes = plan.item_bytes, plan.D, plan.row_bytes
     x, x_place = place_of(saved[0], record.axes, item)
     rest = [*map(contiguous, saved[1:])]
     places = [address_of(tensor, tensor.numel(), item) for tensor in rest]
@@ -180,15 +181,15 @@ def _sizes(cell: int, N: int, H: int, P: int, item_bytes: int, rows: int) -> tup
 
 def _recur_backward(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
     plan, rows = record.panels.plan, record.rows
-    D, P, item = sizes_of(plan)[1], plan.P, plan.item_bytes
-    k = record.layer * D + reverse
+    P, item = plan.P, plan.item_bytes
+    k = record.layer * plan.D + reverse
     _, hh, *hr = [record.panels.start + place for place in plan.directions[k].gradients]
     half = reverse * P * item
     out, d_out = (given.out[0] + half, *given.out[1:]), given.d_out
     if d_out[0]:
         d_out = d_out[0] + half, *d_out[1:]
-    before, d_ends = _along(given.before, reverse, plan, rows.B), _along(given.d_ends, reverse, plan, rows.B)
-    d_before = _along([0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_before], reverse, plan, rows.B)
+    before, d_ends = along(given.before, reverse, plan, rows.B), along(given.d_ends, reverse, plan, rows.B)
+    d_before = along([0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_before], reverse, plan, rows.B)
     computed = saved_addresses(plan, rows.N, given.computed, reverse) if given.computed else (0, 0)
     block = blocks.RecurBackward(
         *(plan.cell, item, reverse, plan.H, P, hh, hr[0] if hr else 0, *rows.layout, rows.B, rows.T, rows.N),
@@ -198,18 +199,9 @@ def _recur_backward(record: Record, reverse: int, given: Given, wanted: Wanted, 
     parallel.run_on(block, room.work.shares, room.work.shares)
 
 
-def _along(addresses: Sequence[int], reverse: int, plan: Plan, B: int) -> tuple[int, int]:
-    """Return the addresses of a direction's h and c, or two that belong to them; 0 where there is none."""
-    h, c = (*addresses, 0, 0)[:2]
-    if reverse:
-        step = B * plan.item_bytes
-        return h and h + step * plan.P, c and c + step * plan.H
-    return h, c
-
-
 def _input_gradient(record: Record, reverse: int, d_x: Tensor, room: Room) -> None:
     plan, rows = record.panels.plan, record.rows
-    direction = plan.directions[record.layer * sizes_of(plan)[1] + reverse]
+    direction = plan.directions[record.layer * plan.D + reverse]
     _, place = place_of(d_x, record.axes, plan.item_bytes)
     panels = record.panels.start + direction.gradients[0]
     block = blocks.InputGradient(
@@ -220,17 +212,17 @@ def _input_gradient(record: Record, reverse: int, d_x: Tensor, room: Room) -> No
 
 
 def _weight_gradients(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
-    plan, rows, D = record.panels.plan, record.rows, sizes_of(record.panels.plan)[1]
+    plan, rows, D = record.panels.plan, record.rows, record.panels.plan.D
     each = len(wanted.d_weights) // D
     found = [0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_weights[reverse * each : (reverse + 1) * each]]
     ih, hh, *rest = found
-    biases = rest[:2] if plan.settings.bias else [0, 0]
+    biases = (rest[0], rest[1]) if plan.settings.bias else (0, 0)
     layout = *rows.layout, rows.B, rows.T, rows.N
     H, P, item, workspace = plan.H, plan.P, plan.item_bytes, (room.work.workspace, room.many_bytes, room.many)
     if ih or hh or any(biases):
         F = plan.directions[record.layer * D + reverse].F
         out = given.out[0] + reverse * P * item, *given.out[1:]
-        sizes, h_0 = (plan.cell, item, reverse, F, H, P), _along(given.before, reverse, plan, rows.B)[0]
+        sizes, h_0 = (plan.cell, item, reverse, F, H, P), along(given.before, reverse, plan, rows.B)[0]
         block = blocks.WeightGradient(*sizes, *layout, *given.x, *out, h_0, room.d_sums, ih, hh, *biases, *workspace)
         parallel.run_on(block, room.many, room.many)
     if room.d_projected and found[-1]:

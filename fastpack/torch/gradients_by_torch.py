@@ -13,7 +13,6 @@ from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.gradients import Record
 from fastpack.torch.layout import is_whole
 from fastpack.torch.panels import Settings
-from fastpack.torch.recurrence import sizes_of
 from fastpack.torch.rows import BATCH_FIRST, PACKED, SINGLE
 
 
@@ -78,5 +77,5 @@ def _expression(record: Record, x: Tensor, states: Sequence[Tensor], weights: Se
 def _settings(record: Record) -> Settings:
     """Return the settings of the layer alone."""
     plan = record.panels.plan
-    F = plan.directions[record.layer * sizes_of(plan)[1]].F
+    F = plan.directions[record.layer * plan.D].F
     return plan.settings._replace(input_size=F, num_layers=1)

@@ -59,6 +59,8 @@ class Plan(NamedTuple):
     settings: Settings
     dtype: torch.dtype
     cell: int
+    L: int
+    D: int
     H: int
     P: int
     widths: tuple[int, ...]  # of the states: P and, of an LSTM, H
@@ -70,6 +72,8 @@ class Plan(NamedTuple):
     gradient_panel_bytes: int
     weight_bytes: int
     operations: int  # floating-point operations that all layers take for a row
+    row_bytes: int  # of a layer's output
+    saved_items: int  # how many items gradients need of a packed row and direction, beside inputs and outputs
 
 
 class Panels(NamedTuple):
@@ -86,7 +90,7 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
     """Return what follows from settings that torch's constructors accept."""
     mode, F, H, proj_size, num_layers, bias, bidirectional = settings
     cell, P, item_bytes, D = MODES[mode], proj_size or H, dtype.itemsize, 2 if bidirectional else 1
-    gates, _, has_c, _ = CELLS[cell]
+    gates, _, has_c, saved = CELLS[cell]
     shapes: list[tuple[int, ...]] = []
     directions, end, gradients_end, operations = [], 0, 0, 0
     for layer, _ in product(range(num_layers), range(D)):
@@ -105,11 +109,13 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
         directions.append(Direction(features, first_weight, panels, projection, tuple(gradients)))
     nbytes = array("q", [torch.Size(shape).numel() * item_bytes for shape in shapes])
     widths = (P, H) if has_c else (P,)
-    return Plan(settings, dtype, cell, H, P, widths, item_bytes, shapes, nbytes, directions, end, gradients_end, sum(nbytes), operations)
+    letters = cell, num_layers, D, H, P, widths, item_bytes
+    totals = end, gradients_end, sum(nbytes), operations, D * P * item_bytes, (saved + has_c) * H
+    return Plan(settings, dtype, *letters, shapes, nbytes, directions, *totals)
 
 
 def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, Any], kinds: Sequence[str] = (PANELS,)) -> list[Panels]:
-    """Return the panels, of each of some kinds, of contiguous weights at `addresses`: those in `kept` if they are of these weights, else new ones.
+    """Return panels, of each of these kinds, of contiguous weights at `addresses`: those in `kept` if they are of these weights, else new.
 
     The weights may be changed by another thread at any moment. New panels are kept only if they were not while these were made.
     """

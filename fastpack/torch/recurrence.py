@@ -49,7 +49,8 @@ class Call(NamedTuple):
     before: Sequence[int]  # their addresses
     state_shapes: list[tuple[int, ...]]
     weights: Sequence[Tensor]  # contiguous
-    gradient_panels: Panels | None  # where something requires grad, and gradients are on
+    gradient_panels: Any  # Panels where something requires grad, and gradients are on; else None
+    dtypes: Sequence[torch.dtype] = ()  # of the results, where these are not to be of the call's own: see autocast.py
 
 
 class Work(NamedTuple):
@@ -175,29 +176,19 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     Between layers, `dropped` is the probability of an item to become 0.
     """
     plan, rows = call.panels.plan, call.rows
-    new, (L, D, row_bytes) = rows.x.new_empty, sizes_of(plan)
+    new, D, row_bytes = rows.x.new_empty, plan.D, plan.row_bytes
     out_shape, after = (*rows.out_shape, D * plan.P), [new(*shape) for shape in call.state_shapes]
     out, source, work = new(*out_shape), (rows.address, rows.row_bytes, rows.step_bytes), divided(plan, rows)
-    before, ends = call.before, [*map(Tensor.data_ptr, after)]
-    for layer in range(L):
+    ends = [*map(Tensor.data_ptr, after)]
+    for layer in range(plan.L):
         if layer:
             x = dropout(out, dropped, training=True) if dropped else out
             source, out = (x.data_ptr(), row_bytes, 0), new(*out_shape)
-            before, ends = beyond(before, D, plan, rows.B), beyond(ends, D, plan, rows.B)
-        run_layer(call, layer, work, source, out.data_ptr(), before, ends)
+        run_layer(call, layer, work, source, out.data_ptr(), along(ends, layer * D, plan, rows.B))
     return out, after
 
 
-def run_layer(
-    call: Call,
-    layer: int,
-    work: Work,
-    source: tuple[int, int, int],
-    out: int,
-    before: Sequence[int],
-    ends: Sequence[int],
-    saved: int = 0,
-) -> None:
+def run_layer(call: Call, layer: int, work: Work, source: tuple[int, int, int], out: int, ends: Sequence[int], saved: int = 0) -> None:
     """Run one layer, in all its directions.
 
     Parameters
@@ -210,47 +201,37 @@ def run_layer(
         The address of the layer's input, and the bytes from row to row and from step to step.
     out : int
         The address of its output.
-    before, ends : sequence of int
-        The addresses of its h_0 and c_0, or none for zeros, and of its h_n and c_n.
+    ends : sequence of int
+        The addresses of its h_n and c_n, or h_n.
     saved : int
-        The address of what gradients need of each direction, its gates and then its c: `saved_items` a row. 0 where none are wanted.
+        The address of what gradients need of each direction, its gates and then its c: `plan.saved_items` a row. 0 where none are wanted.
     """
     (plan, _, _, panels), rows = call.panels, call.rows
-    cell, H, P, item, (_, D, row_bytes) = plan.cell, plan.H, plan.P, plan.item_bytes, sizes_of(plan)
+    cell, D, H, P, item, row_bytes = plan.cell, plan.D, plan.H, plan.P, plan.item_bytes, plan.row_bytes
     layout, shares = (*rows.layout, rows.B, rows.T), work.shares
     for k in range(layer * D, layer * D + D):
         reverse, (F, _, panel, projection, _) = k - layer * D, plan.directions[k]
-        if reverse:
-            before, ends = beyond(before, 1, plan, rows.B), beyond(ends, 1, plan, rows.B)
         sizes = cell, item, reverse, F, H, P, panels + panel, panels + projection if projection >= 0 else 0
         target = out + reverse * P * item, row_bytes, 0
-        states = *(before if len(before) == 2 else (*before, 0, 0)[:2]), *(ends if len(ends) == 2 else (*ends, 0))
+        states = *along(call.before, k, plan, rows.B), *along(ends, reverse, plan, rows.B)
         kept = saved_addresses(plan, rows.N, saved, reverse) if saved else (0, 0)
         room = work.workspace, work.workspace_bytes, counters_of(work, k), shares
         parallel.run_on(blocks.Recur(*sizes, *layout, *source, *target, *states, *kept, *room), shares, shares)
 
 
-def sizes_of(plan: Plan) -> tuple[int, int, int]:
-    """Return L, D, and how many bytes a row of a layer's output has."""
-    L, D = plan.settings.num_layers, 2 if plan.settings.bidirectional else 1
-    return L, D, D * plan.P * plan.item_bytes
-
-
-def beyond(addresses: Sequence[int], count: int, plan: Plan, B: int) -> list[int]:
-    """Return where so many directions further on the states begin of which these are the addresses, if there are any."""
-    return [address + count * B * width * plan.item_bytes for address, width in zip(addresses, plan.widths, strict=False)]
-
-
-def saved_items(plan: Plan) -> int:
-    """Return how many items a packed row has in what gradients need of a direction, beside inputs and outputs."""
-    cell = CELLS[plan.cell]
-    return (cell.saved + cell.has_c) * plan.H
+def along(addresses: Sequence[int], k: int, plan: Plan, B: int) -> tuple[int, int]:
+    """Return where the k-th direction's h and c are, of states, or what belongs to them, that begin at these addresses; 0 for none."""
+    h, c = addresses if len(addresses) == 2 else (*addresses, 0, 0)[:2]
+    if not k:
+        return h, c
+    step = k * B * plan.item_bytes
+    return h and h + step * plan.P, c and c + step * plan.H
 
 
 def saved_addresses(plan: Plan, N: int, saved: int, reverse: int) -> tuple[int, int]:
     """Return the addresses of a direction's c and gates in what is saved of a layer, 0 where the cell has none."""
     cell, row = CELLS[plan.cell], N * plan.item_bytes
-    gates = saved + reverse * row * saved_items(plan)
+    gates = saved + reverse * row * plan.saved_items
     return (gates + row * cell.saved * plan.H if cell.has_c else 0), gates
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import dropout
 from fastpack.torch.bridge import is_eager
 from fastpack.torch.gradients import Record, check_saved, differentiate
 from fastpack.torch.gradients_by_torch import differentiate_by_torch
-from fastpack.torch.recurrence import Call, Work, beyond, divided, run_layer, saved_items, sizes_of
+from fastpack.torch.recurrence import Call, Work, divided, run_layer
 from fastpack.torch.rows import PACKED, Rows
 
 _requires_grad, _shape = attrgetter("requires_grad"), attrgetter("shape")
@@ -27,8 +27,8 @@ _requires_grad, _shape = attrgetter("requires_grad"), attrgetter("shape")
 def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     """Return what `recurrence.run` does, recorded for gradients. Layers of which nothing requires any are run plainly."""
     x, call = call.rows.x, call._replace(rows=_own(call.rows))
-    (L, D, _), work, ends = sizes_of(call.panels.plan), divided(call.panels.plan, call.rows), []
-    each = len(call.weights) // L
+    plan, ends = call.panels.plan, []
+    L, D, work, each = plan.L, plan.D, divided(plan, call.rows), len(call.weights) // plan.L
     for layer in range(L):
         if layer and dropped:
             x = dropout(x, dropped, training=True)
@@ -57,11 +57,10 @@ def _own(rows: Rows) -> Rows:
 def run_one(call: Call, layer: int, work: Work, x: Tensor, saved: int) -> tuple[Tensor, list[Tensor]]:
     """Return a layer's output and states; at the address `saved` is memory for what gradients need, or it is 0."""
     plan, rows = call.panels.plan, call.rows
-    _, D, row_bytes = sizes_of(plan)
-    out, after = x.new_empty(*rows.out_shape, D * plan.P), [x.new_empty(D, *shape[1:]) for shape in call.state_shapes]
-    source = (x.data_ptr(), row_bytes, 0) if layer else (rows.address, rows.row_bytes, rows.step_bytes)
-    before, ends = beyond(call.before, layer * D, plan, rows.B), [*map(Tensor.data_ptr, after)]
-    run_layer(call, layer, work, source, out.data_ptr(), before, ends, saved)
+    new, D = x.new_empty, plan.D
+    out, after = new(*rows.out_shape, D * plan.P), [new(D, *shape[1:]) for shape in call.state_shapes]
+    source = (x.data_ptr(), plan.row_bytes, 0) if layer else (rows.address, rows.row_bytes, rows.step_bytes)
+    run_layer(call, layer, work, source, out.data_ptr(), [*map(Tensor.data_ptr, after)], saved)
     return out, after
 
 
@@ -69,7 +68,7 @@ class _Layer(Function):
     @staticmethod
     def forward(ctx: Any, call: Call, layer: int, work: Work, x: Tensor, *tensors: Tensor) -> Any:
         plan, count = call.panels.plan, len(call.states)
-        items = sizes_of(plan)[1] * call.rows.N * saved_items(plan)
+        items = plan.D * call.rows.N * plan.saved_items
         computed = [x.new_empty(items)] if items else []
         out, after = run_one(call, layer, work, x, computed[0].data_ptr() if items else 0)
         saved = x, *tensors[:count], out, *computed, *tensors[count:]
