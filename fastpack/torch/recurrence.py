@@ -185,7 +185,6 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             ends[0] + h,
             ends[1] + c if len(ends) == 2 else 0,
         )
-        kept = 0, 0
         counters = ctypes.addressof(arrivals) + 8 * k * arrivals_items(shares) if arrivals else 0
         block = blocks.Recur(
             cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, 0, 0, *workspace[:2], counters, shares
