@@ -1,4 +1,4 @@
-"""Calls under torch.autocast on the CPU: the kernels compute in float32, of what may have come in a half, and results are of torch's dtypes.
+"""Calls under torch.autocast on the CPU: the kernels compute in float32, of what may have come in a half; results are of torch's dtypes.
 
 Which these are follows from no rule that could be written down: it depends on the cell, the projection, the dtypes of input and states,
 on whether all sequences are as long as each other, and on whether oneDNN takes the call. So torch is asked, once for each kind of call.

@@ -3,7 +3,7 @@
 So are second derivatives found, exactly, and gradients that are no dense tensors of this process, as in a transform.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,27 +17,40 @@ from fastpack.torch.rows import BATCH_FIRST, PACKED, SINGLE
 
 
 def differentiate_by_torch(
-    record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], wanted: Sequence[bool]
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    sources: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return what `gradients.differentiate` does; as functions of `saved` and `gradients` where gradients are on.
+    """Return the gradients of what a layer's results are made from; as functions of it and of `gradients` where gradients are on.
+
+    Parameters
+    ----------
+    run : callable
+        From `sources` to the results.
+    sources : sequence of Tensor
+        A layer's input, initial states and weights.
+    gradients : sequence of Tensor or None
+        Of the results.
+    wanted : sequence of bool
+        Which gradients are.
 
     Raises
     ------
     RuntimeError
         A tensor has less memory than its shape says, which torch would read without asking.
     """
-    count, is_recorded = record.states, torch.is_grad_enabled()
-    sources = *saved[: 1 + count], *saved[len(saved) - (len(wanted) - 1 - count) :]
+    is_recorded = torch.is_grad_enabled()
     for tensor in (*sources, *[gradient for gradient in gradients if gradient is not None]):
         _check_memory(tensor)
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # aliases: a tensor may be there twice, or be made from another one
         used = [_alias(source, is_recorded) if wish else source.detach() for source, wish in zip(sources, wanted, strict=True)]
-        results = _expression(record, used[0], used[1 : 1 + count], used[1 + count :])
-    leaves = [alias for alias, wish in zip(used, wanted, strict=True) if wish]
+        results = run(used)
     reached = [(one, gradient) for one, gradient in zip(results, gradients, strict=True) if gradient is not None and one.requires_grad]
     if not reached:
         return [None] * len(wanted)
+    leaves = [alias for alias, wish in zip(used, wanted, strict=True) if wish]
     ones, others = zip(*reached, strict=True)
     found = iter(torch.autograd.grad(ones, leaves, others, create_graph=is_recorded, allow_unused=True))
     return [next(found) if wish else None for wish in wanted]
@@ -56,11 +69,12 @@ def _check_memory(tensor: Tensor) -> None:
         raise RuntimeError("a tensor that was saved for backward, or a gradient, has no memory: its storage was emptied")
 
 
-def _expression(record: Record, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return the layer's output and states as torch computes them."""
-    settings, dtype, axes = _settings(record), x.dtype, record.axes
+def run_by_torch(record: Record, sources: Sequence[Tensor]) -> list[Tensor]:
+    """Return the output and states that torch makes of the input, initial states and weights of a recorded layer."""
+    settings, axes, dtype = _settings(record), record.axes, sources[0].dtype
     if settings.mode == "LSTM" and dtype is torch.float32:  # by oneDNN, whose derivative has none; of float64 torch has its own
-        x, states, weights = x.double(), [state.double() for state in states], [weight.double() for weight in weights]
+        sources = [source.double() for source in sources]
+    x, states, weights = sources[0], sources[1 : 1 + record.states], sources[1 + record.states :]
     if axes == SINGLE:
         x, states = x.unsqueeze(1), [state.unsqueeze(1) for state in states]
     elif axes == BATCH_FIRST:

@@ -119,6 +119,15 @@ def prepare(
     return Call(panels[0], rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None)
 
 
+def gradient_panels_of(call: Call, kept: dict[str, Any]) -> Panels:
+    """Return the gradient panels of a call's weights, where the call was prepared while gradients were off."""
+    plan = call.panels.plan
+    places, storages = located(call.weights, plan)
+    panels = panels_of(plan, places, kept, (GRADIENT_PANELS,))
+    del storages
+    return panels[0]
+
+
 def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[str, Any]) -> tuple[Plan, bool, Tensors]:
     """Return a layer's plan, whether gradients are wanted, and a call's tensors in the kernels' form.
 

@@ -7,6 +7,7 @@ torch's own functions save theirs, so its version counters, freed graphs, hooks 
 The function is of the style with `ctx` in forward: see autograd.py.
 """
 
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.functional import dropout
 
 from fastpack.torch.bridge import is_eager
 from fastpack.torch.gradients import Record, check_saved, differentiate
-from fastpack.torch.gradients_by_torch import differentiate_by_torch
+from fastpack.torch.gradients_by_torch import differentiate_by_torch, run_by_torch
 from fastpack.torch.recurrence import Call, Work, divided, run_layer
 from fastpack.torch.rows import PACKED, Rows
 
@@ -85,5 +86,7 @@ class _Layer(Function):
         if not torch.is_grad_enabled() and is_eager():
             found = differentiate(ctx.record, saved, gradients, wanted)
         if found is None:
-            found = differentiate_by_torch(ctx.record, saved, gradients, wanted)
+            count = ctx.record.states
+            sources = *saved[: 1 + count], *saved[1 + count - len(wanted) :]
+            found = differentiate_by_torch(partial(run_by_torch, ctx.record), sources, gradients, wanted)
         return None, None, None, *found
