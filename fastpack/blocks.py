@@ -220,6 +220,9 @@ VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32}
 # How many rows `recur` multiplies by weight_ih ahead of their steps, where steps have few rows
 AHEAD = 24
 
+# How many rows `weight_gradient` sums up at a time
+SUMMED = 512
+
 # How many int64 a cache line has: so far apart are numbers that different threads write
 LINE = 8
 
@@ -273,9 +276,117 @@ class Recur(NamedTuple):
     c_0: Bytes  # (B, H); 0 for zeros, or where the cell has no c
     h_n: Bytes  # out (B, P)
     c_n: Bytes  # out (B, H); 0 where the cell has no c
+    c: Bytes  # out: rows (N, H), c after each step; 0 where no gradients are wanted, or the cell has no c
+    gates: Bytes  # out: rows (N, saved * H), what gradients need of the gates; 0 likewise. In blocks of `lanes` units: [gate][lane]
     workspace: Bytes  # cells.workspace_items(...) items for each share, at a multiple of 64 bytes
     workspace_bytes: Size  # of one share
     arrivals: Int64s  # (cells.arrivals_items(shares),), zeros, for how far each share has come; or 0
+    shares: Size
+
+
+class PackGradientPanels(NamedTuple):
+    """A weight matrix into the panels by which gradients of sums are multiplied: see kernels/panels.py. Shares: blocks of columns."""
+
+    cell: Size
+    over_h: Size  # 1: weight_hh, 0: weight_ih; of LINEAR 0
+    item_bytes: Size
+    lanes: Size
+    weight: Bytes  # (G * H, columns)
+    H: Size
+    columns: Size  # F of weight_ih, P of weight_hh, H of a projection, whose P is H here
+    panels: Bytes  # out: cells.gradient_panel_items(...) items, at a multiple of 64 bytes
+
+
+class RecurBackward(NamedTuple):
+    """From gradients of what `recur` returns to those of its sums and initial states, against the order of steps. Shares: as of `Recur`.
+
+    Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], where lanes beyond H are anything; of a GRU, whose
+    n has a sum over x and one over h, the sums are n over x, r, z, n over h.
+    """
+
+    cell: Size
+    item_bytes: Size
+    reverse: Size
+    H: Size
+    P: Size
+    panels: Bytes  # gradient panels of weight_hh
+    projection: Bytes  # gradient panels of weight_hr; 0 where there is none
+    sorted_indices: Int64s  # (B,)
+    batch_sizes: Int64s  # (T,)
+    B: Size
+    T: Size
+    N: Size
+    out: Bytes  # rows of P items, as `recur` wrote them
+    out_row_bytes: Size
+    out_step_bytes: Size
+    h_0: Bytes  # (B, P), or 0
+    c_0: Bytes  # (B, H), or 0
+    c: Bytes  # as `recur` wrote them
+    gates: Bytes
+    d_out: Bytes  # rows of P items; 0 for zeros, as of all gradients that are given
+    d_out_row_bytes: Size
+    d_out_step_bytes: Size
+    d_h_n: Bytes  # (B, P)
+    d_c_n: Bytes  # (B, H)
+    d_sums: Bytes  # out: cells.d_sums_items(...) items, at a multiple of 64 bytes
+    d_projected: Bytes  # out: likewise, of the projection, whose sums are the states h; 0 where there is none
+    unprojected: Bytes  # out: rows (N, H), what was projected; 0 where there is no projection
+    d_h_0: Bytes  # out (B, P), or 0 where it is not wanted
+    d_c_0: Bytes  # out (B, H), or 0
+    workspace: Bytes  # cells.backward_items(...) items for each share, at a multiple of 64 bytes
+    workspace_bytes: Size  # of one share
+    arrivals: Int64s  # as of Recur
+    shares: Size
+
+
+class InputGradient(NamedTuple):
+    """From gradients of sums to those of the inputs. Shares: packed rows, 0 to N."""
+
+    cell: Size
+    item_bytes: Size
+    F: Size
+    H: Size
+    panels: Bytes  # gradient panels of weight_ih
+    d_sums: Bytes
+    N: Size
+    B: Size
+    add: Size  # 1: to what `d_x` holds already
+    d_x: Bytes  # out: rows of F items
+    d_x_row_bytes: Size
+    d_x_step_bytes: Size  # 0 where each step follows the rows of the one before; else each has B rows
+
+
+class WeightGradient(NamedTuple):
+    """From gradients of sums to those of weights and biases, any of which may be 0: not wanted. Shares: parts of the weights.
+
+    The result is the same for any number of shares. A projection's weight is weight_ih of LINEAR, with F = H and H = P.
+    """
+
+    cell: Size
+    item_bytes: Size
+    reverse: Size
+    F: Size
+    H: Size
+    P: Size
+    sorted_indices: Int64s
+    batch_sizes: Int64s
+    B: Size
+    T: Size
+    N: Size
+    x: Bytes
+    x_row_bytes: Size
+    x_step_bytes: Size
+    out: Bytes
+    out_row_bytes: Size
+    out_step_bytes: Size
+    h_0: Bytes
+    d_sums: Bytes
+    d_weight_ih: Bytes  # out (G * H, F)
+    d_weight_hh: Bytes  # out (G * H, P)
+    d_bias_ih: Bytes  # out (G * H,)
+    d_bias_hh: Bytes  # out (G * H,)
+    workspace: Bytes  # cells.weight_gradient_items(...) items for each share, at a multiple of 64 bytes
+    workspace_bytes: Size
     shares: Size
 
 

@@ -155,6 +155,8 @@ def blocks_of(stack: Stack, call: Call) -> list[blocks.Recur]:
                 c_0=c_0,
                 h_n=h_n,
                 c_n=c_n,
+                c=0,
+                gates=0,
                 workspace=address(call.workspace),
                 workspace_bytes=call.workspace.strides[0],
                 arrivals=0 if call.arrivals is None else address(call.arrivals[k]),

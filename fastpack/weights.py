@@ -89,7 +89,7 @@ def read_stack(cell: int, mapping: Mapping[str, Any], prefix: str) -> Stack:
 
 def pack_panels(cell: int, weight_ih: Array, weight_hh: Array | None, bias_ih: Array | None, bias_hh: Array | None) -> Array:
     """Return panels of contiguous weights: (units / lanes, what a unit has, lanes). A projection has `weight_ih` alone."""
-    gates, sums, _ = CELLS[cell]
+    gates, sums, *_ = CELLS[cell]
     (rows, F), P = weight_ih.shape, 0 if weight_hh is None else weight_hh.shape[1]
     H, n, has = rows // gates, lanes(weight_ih.itemsize), sums + gates * (F + P)
     panels = aligned((panel_items(cell, F, H, P) // (has * n), has, n), weight_ih.dtype)

@@ -186,6 +186,8 @@ def run_kernel(
         c_0=c_0,
         h_n=h_n,
         c_n=c_n,
+        c=0,
+        gates=0,
         workspace=address(workspace),
         workspace_bytes=workspace.strides[0],
         arrivals=0 if arrivals is None else address(arrivals),

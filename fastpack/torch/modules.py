@@ -4,13 +4,13 @@ from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastpack.torch import by_torch, operators
+from fastpack.torch import autocast, by_torch, operators, recurrence, training
 from fastpack.torch.bridge import path_of
 from fastpack.torch.panels import Settings
-from fastpack.torch.recurrence import Call, prepare, run
+from fastpack.torch.recurrence import Call, prepare
 from fastpack.torch.rows import HandOver
 
 KEPT = "_fastpack"  # the name under which a module, in its __dict__, keeps what it need not work out anew at each call
@@ -54,7 +54,10 @@ class Layer(nn.RNNBase):
             call = None
         if call is None:
             return by_torch.forward(self, self.theirs, input, hx)
+        run = training.run if call.gradient_panels else recurrence.run
         output, states = run(call, self.dropout if self.training and self.dropout else 0.0)
+        if call.dtypes:
+            output, *states = map(Tensor.to, (output, *states), call.dtypes)
         after = tuple(states) if self.mode == "LSTM" else states[0]
         if isinstance(input, PackedSequence):
             return tuple.__new__(PackedSequence, (output, *input[1:])), after  # past its checks, which cost as much as the kernel
@@ -73,8 +76,12 @@ class Layer(nn.RNNBase):
         else:
             raise HandOver("torch: the initial states of an LSTM are no pair")
         own = self.__dict__
-        kept = own.get(KEPT) or own.setdefault(KEPT, {})
-        return prepare(_settings(own), self._flat_weights, input, states, self.batch_first, kept)
+        kept, settings, weights = own.get(KEPT) or own.setdefault(KEPT, {}), _settings(own), self._flat_weights
+        if not torch.is_autocast_enabled("cpu"):
+            return prepare(settings, weights, input, states, self.batch_first, kept)
+        wide = autocast.widened(weights, input, states)
+        call = prepare(settings, weights, *wide, self.batch_first, kept)
+        return call._replace(dtypes=autocast.dtypes_of(settings, input, states))
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
@@ -166,10 +173,9 @@ def path(*arguments: Any) -> str:
     >>> path(torch.zeros(2, 3, device="meta"))
     'torch: a tensor is on meta'
     >>> path(LSTM(3, 5), torch.zeros(4, 1, 3))
-    'torch: something requires grad, and gradients are on'
-    >>> with torch.inference_mode():
-    ...     path(LSTM(3, 5), torch.zeros(4, 1, 3))
     'kernels'
+    >>> path(LSTM(3, 5).bfloat16(), torch.zeros(4, 1, 3).bfloat16())
+    'torch: there are tensors of torch.bfloat16, not all of torch.float32 or torch.float64'
     """
     if not arguments or not isinstance(arguments[0], nn.Module):
         return path_of(arguments)

@@ -1,7 +1,8 @@
 """Recurrent layers as registered operators over flat tensors, so that torch.compile keeps a model in one graph.
 
-`fastpack::recur` runs layers forward, `fastpack::recur_backward` finds their gradients, by torch's own function. To both, a padded
-batch is time-major; how the caller has it is a view beside the operator, in the graph.
+`fastpack::recur` runs layers where no gradients are wanted. Where they are, `fastpack::recur_recorded` runs one layer, and also returns
+what the cell computed on the way; of that `fastpack::recur_backward` makes the gradients. To all, a padded batch is time-major; how the
+caller has it is a view beside the operator, in the graph.
 """
 
 from collections.abc import Sequence
@@ -17,16 +18,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastpack.cells import CELLS
 from fastpack.torch import by_torch
+from fastpack.torch.gradients import Record, differentiate
+from fastpack.torch.gradients_by_torch import differentiate_by_torch
 from fastpack.torch.layout import check_batch_sizes
 from fastpack.torch.panels import MODES, Settings
-from fastpack.torch.recurrence import prepare, run
+from fastpack.torch.recurrence import Call, divided, gradient_panels_of, prepare, run
 from fastpack.torch.rows import HandOver
+from fastpack.torch.training import run_one
 
 INPUTS = "Tensor data, Tensor[] layout, Tensor[] states, Tensor[] weights, str mode, int num_layers, bool bias, bool bidirectional"
 
 _library = torch.library.Library("fastpack", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"recur({INPUTS}) -> Tensor[]")  # type: ignore[no-untyped-call]
-_library.define(f"recur_backward(Tensor[] gradients, {INPUTS}) -> Tensor[]")  # type: ignore[no-untyped-call]
+_library.define(f"recur_recorded({INPUTS}) -> Tensor[]")  # type: ignore[no-untyped-call]
+_library.define(f"recur_backward(Tensor?[] gradients, Tensor[] kept, bool[] wanted, {INPUTS}) -> Tensor[]")  # type: ignore[no-untyped-call]
 
 _panels = WeakTensorKeyDictionary()  # by a layer's first weight, what a module would keep
 
@@ -81,16 +86,18 @@ def _fit(layer: Any, data: Tensor, is_packed: bool, states: list[Tensor]) -> boo
 
 def _stacked(layer: Any, data: Tensor, layout: list[Tensor], states: list[Tensor], weights: list[Tensor]) -> Sequence[Tensor]:
     mode, count, bias, bidirectional = layer.mode, layer.num_layers, layer.bias, layer.bidirectional
-    recur = torch.ops.fastpack.recur.default
-    if count == 1 or not (layer.training and layer.dropout):
-        found: Sequence[Tensor] = recur(data, layout, states, weights, mode, count, bias, bidirectional)
+    is_recorded = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in (data, *states, *weights)])
+    dropped = layer.dropout if layer.training else 0.0
+    if not is_recorded and (count == 1 or not dropped):
+        found: Sequence[Tensor] = torch.ops.fastpack.recur.default(data, layout, states, weights, mode, count, bias, bidirectional)
         return found
+    recur = torch.ops.fastpack.recur_recorded.default if is_recorded else torch.ops.fastpack.recur.default
     each, D, ends = len(weights) // count, 2 if bidirectional else 1, []
     for k in range(count):
-        data = dropout(data, layer.dropout, training=True) if k else data
+        data = dropout(data, dropped, training=True) if k and dropped else data
         begun = [state[k * D : (k + 1) * D] for state in states]
         data, *after = recur(data, layout, begun, weights[k * each : (k + 1) * each], mode, 1, bias, bidirectional)
-        ends.append(after)
+        ends.append(after[:-1] if is_recorded else after)
     return data, *map(torch.cat, zip(*ends, strict=True))
 
 
@@ -104,19 +111,55 @@ def _layout(layout: Sequence[Tensor]) -> tuple[Tensor | None, ...] | None:
 
 
 def _recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any) -> list[Tensor]:
-    settings, indices = _settings(weights, *options), _layout(layout)
+    settings = _settings(weights, *options)
     with torch.no_grad():
         try:
-            kept = _panels.setdefault(weights[0], {})  # type: ignore[no-untyped-call]
-            call = prepare(settings, weights, PackedSequence(data, *indices) if indices else data, states, False, kept)
+            call, _ = _prepare(settings, data, layout, states, weights)
         except HandOver:
-            if indices:
-                check_batch_sizes(data, layout[0], exactly=True)
-                _check_states(settings, layout, states)
-            output, after = by_torch.run(settings, weights, data, indices, states, 0.0)
-        else:
-            output, after = run(call)
+            return _by_torch(settings, data, layout, states, weights)
+        output, after = run(call)
     return [output, *after]
+
+
+def _prepare(
+    settings: Settings, data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Call, dict[str, Any]]:
+    """Return what the kernels need, and what is kept of these weights; raise HandOver where they do not take the call."""
+    kept, indices = _panels.setdefault(weights[0], {}), _layout(layout)  # type: ignore[no-untyped-call]
+    batch: Any = data if indices is None else tuple.__new__(PackedSequence, (data, *indices))
+    return prepare(settings, weights, batch, states, False, kept), kept
+
+
+def _by_torch(
+    settings: Settings, data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    if layout:
+        check_batch_sizes(data, layout[0], exactly=True)
+        _check_states(settings, layout, states)
+    output, after = by_torch.run(settings, weights, data, _layout(layout), states, 0.0)
+    return [output, *after]
+
+
+def _recur_recorded(
+    data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+) -> list[Tensor]:
+    settings = _settings(weights, *options)
+    computed = data.new_zeros(_computed_items(settings, data))
+    with torch.no_grad():
+        try:
+            call, _ = _prepare(settings, data, layout, states, weights)
+        except HandOver:
+            return [*_by_torch(settings, data, layout, states, weights), computed]
+        output, after = run_one(call, 0, divided(call.panels.plan, call.rows), call.rows.x, computed.data_ptr())
+    computed[-1] = 1  # by the kernels
+    return [output, *after, computed]
+
+
+def _computed_items(settings: Settings, data: Tensor) -> Any:
+    """Return how many items one layer's forward pass leaves for its gradients, and one that tells whether the kernels ran it."""
+    cell = CELLS[MODES[settings.mode]]
+    rows = data.shape[0] if data.dim() == 2 else data.shape[0] * data.shape[1]
+    return rows * (2 if settings.bidirectional else 1) * (cell.saved + cell.has_c) * settings.hidden_size + 1
 
 
 def _check_states(settings: Settings, layout: Sequence[Tensor], states: Sequence[Tensor]) -> None:
@@ -140,6 +183,13 @@ def _fake_recur(data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor]
     return [data.new_empty(*data.shape[:-1], width), *(data.new_empty(shape) for shape in shapes)]
 
 
+def _fake_recur_recorded(
+    data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+) -> list[Tensor]:
+    computed = data.new_empty(_computed_items(_settings(weights, *options), data))
+    return [*_fake_recur(data, layout, states, weights, *options), computed]
+
+
 def _autograd_included() -> Any:
     """Have autograd see operations also where an operator's implementation runs below it, as in AOTAutograd's graphs.
 
@@ -152,41 +202,100 @@ def _autograd_included() -> Any:
 
 
 def _recur_backward(
-    gradients: Sequence[Tensor], data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+    gradients: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    data: Tensor,
+    layout: Sequence[Tensor],
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *options: Any,
 ) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in (data, *states, *weights)]
-    with torch.enable_grad(), _autograd_included():
-        begun, used = leaves[1 : 1 + len(states)], leaves[1 + len(states) :]
-        output, after = by_torch.run(_settings(weights, *options), used, leaves[0], _layout(layout), begun, 0.0)
-    reached = [(one, gradient) for one, gradient in zip([output, *after], gradients, strict=True) if one.requires_grad]
-    found = torch.autograd.grad([one for one, _ in reached], leaves, [gradient for _, gradient in reached], allow_unused=True)
-    # copies: two gradients may share their memory, and an operator's results never do
+    settings = _settings(weights, *options)
+    with torch.no_grad():
+        found = _by_kernels(settings, gradients, kept, wanted, data, layout, states, weights)
+    if found is None:
+        count = 1 + len(states)
+
+        def again(used: Sequence[Tensor]) -> list[Tensor]:
+            return _by_torch(settings, used[0], layout, used[1:count], used[count:])
+
+        with torch.no_grad(), _autograd_included():
+            found = differentiate_by_torch(again, (data, *states, *weights), gradients, wanted)
+        # copies: two gradients may share their memory, and an operator's results never do
+        found = [None if one is None else one.clone(memory_format=torch.contiguous_format) for one in found]
     return [
-        leaf.new_zeros(leaf.shape) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
-        for leaf, gradient in zip(leaves, found, strict=True)
+        source.new_zeros(source.shape if wish else (0,)) if one is None else one
+        for source, one, wish in zip((data, *states, *weights), found, wanted, strict=True)
     ]
 
 
+def _by_kernels(
+    settings: Settings,
+    gradients: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    data: Tensor,
+    layout: Sequence[Tensor],
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> list[Tensor | None] | None:
+    """Return gradients, None for those that are not wanted; or None, where the kernels do not take the call or did not run it."""
+    output, computed = kept
+    if not bool(computed[-1]):
+        return None
+    try:
+        call, own = _prepare(settings, data, layout, states, weights)
+        panels = gradient_panels_of(call, own)
+    except HandOver:
+        return None
+    left = [computed[:-1]] if call.panels.plan.saved_items else []
+    saved = data, *states, output, *left, *weights
+    record = Record(panels, 0, call.rows._replace(x=None), len(states), [])
+    return differentiate(record, saved, gradients, wanted)
+
+
 def _fake_recur_backward(
-    gradients: Sequence[Tensor], data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+    gradients: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    data: Tensor,
+    layout: Sequence[Tensor],
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *options: Any,
 ) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (data, *states, *weights)]
+    return [source.new_empty(source.shape if wish else (0,)) for source, wish in zip((data, *states, *weights), wanted, strict=True)]
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
     data, layout, states, weights, *ctx.options = inputs
     ctx.counts = len(layout), len(states), len(weights)
-    ctx.save_for_backward(data, *layout, *states, *weights)
+    ctx.save_for_backward(output[0], output[-1], data, *layout, *states, *weights)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, gradients: Sequence[Tensor]) -> Any:
-    (data, *rest), (indices, states, _) = ctx.saved_tensors, ctx.counts
+def _differentiate(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
+    (output, computed, data, *rest), (indices, states, _) = ctx.saved_tensors, ctx.counts
     parts = rest[:indices], rest[indices : indices + states], rest[indices + states :]
-    d_data, *d_rest = torch.ops.fastpack.recur_backward.default(gradients, data, *parts, *ctx.options)
+    needs_data, _, needs_states, needs_weights, *_ = ctx.needs_input_grad
+    wanted = [needs_data, *needs_states, *needs_weights]
+    arguments = [*gradients[:-1]], [output, computed], wanted, data, *parts, *ctx.options
+    found = torch.ops.fastpack.recur_backward.default(*arguments)
+    d_data, *d_rest = [one if wish else None for one, wish in zip(found, wanted, strict=True)]
     return d_data, [None] * indices, d_rest[:states], d_rest[states:], *(None for _ in ctx.options)
 
 
-for _name, _function, _fake in (("recur", _recur, _fake_recur), ("recur_backward", _recur_backward, _fake_recur_backward)):
+def _refuse(ctx: Any, gradients: Sequence[Tensor]) -> Any:
+    raise RuntimeError("fastpack::recur has no derivative: fastpack::recur_recorded, for one layer, has")
+
+
+for _name, _function, _fake in (
+    ("recur", _recur, _fake_recur),
+    ("recur_recorded", _recur_recorded, _fake_recur_recorded),
+    ("recur_backward", _recur_backward, _fake_recur_backward),
+):
     _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fastpack::{_name}", _fake, lib=_library)
-torch.library.register_autograd("fastpack::recur", _differentiate, setup_context=_save, lib=_library)
+torch.library.register_autograd("fastpack::recur", _refuse, lib=_library)
+torch.library.register_autograd("fastpack::recur_recorded", _differentiate, setup_context=_save, lib=_library)

@@ -14,19 +14,19 @@ import ctypes
 from array import array
 from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastpack import blocks
-from fastpack.cells import CELLS, lanes, panel_items
+from fastpack.cells import CELLS, gradient_panel_items, lanes, panel_items
 from fastpack.machine import run
 from fastpack.torch import parallel
 
 MODES = {"LSTM": blocks.LSTM, "GRU": blocks.GRU, "RNN_TANH": blocks.RNN_TANH, "RNN_RELU": blocks.RNN_RELU}
-PANELS = "panels"
+PANELS, GRADIENT_PANELS = "panels", "gradient panels"
 ALIGNED = 64
 ALL_BITS = 2**64 - 1
 
@@ -50,6 +50,7 @@ class Direction(NamedTuple):
     first_weight: int  # weight_ih; then weight_hh, bias_ih and bias_hh, weight_hr
     panels: int  # bytes from the beginning of all panels
     projection: int  # likewise; -1 where there is none
+    gradients: tuple[int, ...]  # bytes from the beginning of all gradient panels: weight_ih, weight_hh, and weight_hr if there is one
 
 
 class Plan(NamedTuple):
@@ -58,6 +59,8 @@ class Plan(NamedTuple):
     settings: Settings
     dtype: torch.dtype
     cell: int
+    L: int
+    D: int
     H: int
     P: int
     widths: tuple[int, ...]  # of the states: P and, of an LSTM, H
@@ -66,12 +69,15 @@ class Plan(NamedTuple):
     nbytes: "array[int]"  # of the weights
     directions: list[Direction]  # layer by layer
     panel_bytes: int
+    gradient_panel_bytes: int
     weight_bytes: int
     operations: int  # floating-point operations that all layers take for a row
+    row_bytes: int  # of a layer's output
+    saved_items: int  # how many items gradients need of a packed row and direction, beside inputs and outputs
 
 
 class Panels(NamedTuple):
-    """The weights of a whole layer as panels."""
+    """The weights of a whole layer as panels, or as gradient panels."""
 
     plan: Plan
     fingerprint: tuple[int, int]
@@ -84,38 +90,46 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
     """Return what follows from settings that torch's constructors accept."""
     mode, F, H, proj_size, num_layers, bias, bidirectional = settings
     cell, P, item_bytes, D = MODES[mode], proj_size or H, dtype.itemsize, 2 if bidirectional else 1
-    gates, _, has_c = CELLS[cell]
+    gates, _, has_c, saved = CELLS[cell]
     shapes: list[tuple[int, ...]] = []
-    directions, end, operations = [], 0, 0
+    directions, end, gradients_end, operations = [], 0, 0, 0
     for layer, _ in product(range(num_layers), range(D)):
         features = D * P if layer else F
         first_weight, panels, projection = len(shapes), end, -1
         shapes += [(gates * H, features), (gates * H, P)] + [(gates * H,)] * (2 if bias else 0)
         end += _whole(panel_items(cell, features, H, P) * item_bytes)
         operations += 2 * gates * H * (features + P)
+        sizes = [gradient_panel_items(cell, H, features), gradient_panel_items(cell, H, P)]
         if proj_size:
             shapes.append((P, H))
             projection, end = end, end + _whole(panel_items(blocks.LINEAR, H, P, 0) * item_bytes)
             operations += 2 * P * H
-        directions.append(Direction(features, first_weight, panels, projection))
+            sizes.append(gradient_panel_items(blocks.LINEAR, P, H))
+        *gradients, gradients_end = accumulate((_whole(size * item_bytes) for size in sizes), initial=gradients_end)
+        directions.append(Direction(features, first_weight, panels, projection, tuple(gradients)))
     nbytes = array("q", [torch.Size(shape).numel() * item_bytes for shape in shapes])
     widths = (P, H) if has_c else (P,)
-    return Plan(settings, dtype, cell, H, P, widths, item_bytes, shapes, nbytes, directions, end, sum(nbytes), operations)
+    letters = cell, num_layers, D, H, P, widths, item_bytes
+    totals = end, gradients_end, sum(nbytes), operations, D * P * item_bytes, (saved + has_c) * H
+    return Plan(settings, dtype, *letters, shapes, nbytes, directions, *totals)
 
 
-def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, Any]) -> Panels:
-    """Return the panels of contiguous weights at `addresses`: those in `kept` if they are of these weights, else new ones.
+def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, Any], kinds: Sequence[str] = (PANELS,)) -> list[Panels]:
+    """Return panels, of each of these kinds, of contiguous weights at `addresses`: those in `kept` if they are of these weights, else new.
 
     The weights may be changed by another thread at any moment. New panels are kept only if they were not while these were made.
     """
     found = fingerprint(plan, addresses)
-    panels: Panels | None = kept.get(PANELS)
-    if panels is not None and panels.fingerprint == found and (panels.plan is plan or panels.plan == plan):
-        return panels
-    panels = _packed(plan, found, addresses)
-    if fingerprint(plan, addresses) == found:
-        kept[PANELS] = panels
-    return panels
+    every: list[Panels] = []
+    is_new = False
+    for kind in kinds:
+        panels: Panels | None = kept.get(kind)
+        if panels is None or panels.fingerprint != found or not (panels.plan is plan or panels.plan == plan):
+            panels, is_new = (_packed if kind == PANELS else _packed_for_gradients)(plan, found, addresses), True
+        every.append(panels)
+    if is_new and fingerprint(plan, addresses) == found:
+        kept.update(zip(kinds, every, strict=True))
+    return every
 
 
 def fingerprint(plan: Plan, addresses: Sequence[int]) -> tuple[int, int]:
@@ -129,10 +143,9 @@ def fingerprint(plan: Plan, addresses: Sequence[int]) -> tuple[int, int]:
 
 
 def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Panels:
-    memory = np.empty(plan.panel_bytes + ALIGNED, np.uint8)  # NumPy asks for huge pages: a call on 25 MB of weights is 2 % shorter
-    start = _whole(memory.ctypes.data)
+    memory, start = _memory(plan.panel_bytes)
     cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
-    for F, first, panels, projection in (tuple(direction) for direction in plan.directions):
+    for F, first, panels, projection, _ in plan.directions:
         weight_ih, weight_hh, *rest = addresses[first : first + 5]
         bias_ih, bias_hh = rest[:2] if plan.settings.bias else (0, 0)
         block = blocks.PackPanels(cell, item_bytes, vector, weight_ih, weight_hh, bias_ih, bias_hh, F, H, P, start + panels)
@@ -143,6 +156,25 @@ def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Pan
             )
             run(linear, 0, -(-P // vector))
     return Panels(plan, found, memory, start)
+
+
+def _packed_for_gradients(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Panels:
+    memory, start = _memory(plan.gradient_panel_bytes)
+    cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
+    for F, first, _, projection, places in plan.directions:
+        weight_ih, weight_hh, *rest = addresses[first : first + 5]
+        wanted = [(cell, 0, weight_ih, H, F), (cell, 1, weight_hh, H, P)]
+        if projection >= 0:
+            wanted.append((blocks.LINEAR, 0, rest[2 if plan.settings.bias else 0], P, H))
+        for (kind, over_h, weight, units, columns), place in zip(wanted, places, strict=True):
+            block = blocks.PackGradientPanels(kind, over_h, item_bytes, vector, weight, units, columns, start + place)
+            parallel.run(block, -(-columns // vector), CELLS[kind].gates * units * columns * item_bytes)
+    return Panels(plan, found, memory, start)
+
+
+def _memory(nbytes: int) -> tuple[Any, int]:
+    memory = np.empty(nbytes + ALIGNED, np.uint8)  # NumPy asks for huge pages: a call on 25 MB of weights is 2 % shorter
+    return memory, _whole(memory.ctypes.data)
 
 
 def _whole(count: int) -> int:

@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from fastpack import blocks
-from fastpack.cells import arrivals_items, shares_units, workspace_items
+from fastpack.cells import CELLS, arrivals_items, shares_units, workspace_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
 from fastpack.torch.familiar import remember
 from fastpack.torch.layout import are_vectors, from_packed
-from fastpack.torch.panels import ALIGNED, Panels, Plan, Settings, panels_of, plan_of
+from fastpack.torch.panels import ALIGNED, GRADIENT_PANELS, PANELS, Panels, Plan, Settings, panels_of, plan_of
 from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
 
 DTYPES = {torch.float32, torch.float64}
@@ -49,6 +48,19 @@ class Call(NamedTuple):
     states: Sequence[Tensor]  # contiguous
     before: Sequence[int]  # their addresses
     state_shapes: list[tuple[int, ...]]
+    weights: Sequence[Tensor]  # contiguous
+    gradient_panels: Any  # Panels where something requires grad, and gradients are on; else None
+    dtypes: Sequence[torch.dtype] = ()  # of the results, where these are not to be of the call's own: see autocast.py
+
+
+class Work(NamedTuple):
+    """How a call is divided, and the memory that its shares need."""
+
+    shares: int
+    arrivals: Any  # where shares are of hidden units, the counters of each block: see blocks.Recur
+    workspace: int  # address
+    workspace_bytes: int  # of one share
+    memory: Any  # holds the workspace
 
 
 def prepare(
@@ -82,14 +94,14 @@ def prepare(
     tensors = Tensors(data, indices, states, weights)
     # what tensors look like does not tell whether gradients are on: what was found without them does not hold with them
     form = settings, is_packed, len(indices), len(states), len(weights), torch.is_grad_enabled()
-    if not is_eager() or _is_any_autocast_enabled():
+    if not is_eager():
         raise HandOver(_reason(tensors))
     known = kept.get(FAMILIAR)
     try:
         if known is not None and known.form == form and known.is_alike(data, *indices, *states, *weights):
-            plan: Plan = known.found
+            plan, is_recorded = known.found
         else:
-            plan, tensors = _checked(settings, tensors, form, kept)
+            plan, is_recorded, tensors = _checked(settings, tensors, form, kept)
         rows = packed_rows(tensors.data, tensors.indices, plan) if is_packed else padded_rows(tensors.data, plan, batch_first)
         sequences = () if len(rows.out_shape) == 1 and not is_packed else (rows.B,)  # of a single one there is no such dimension
         shapes = [(len(plan.directions), *sequences, width) for width in plan.widths]
@@ -102,15 +114,29 @@ def prepare(
         places, storages = located(tensors.weights, plan)
     except (RuntimeError, NotImplementedError) as error:  # a sparse tensor has no memory, nor has one under some transforms
         raise HandOver(_reason(tensors)) from error
-    panels = panels_of(plan, places, kept)
+    panels = panels_of(plan, places, kept, (PANELS, GRADIENT_PANELS) if is_recorded else (PANELS,))
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
-    return Call(panels, rows, states, before, shapes)
+    return Call(panels[0], rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None)
 
 
-def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[str, Any]) -> tuple[Plan, Tensors]:
-    """Return a layer's plan, and a call's tensors in the kernels' form; remember what they look like where they have it already."""
+def gradient_panels_of(call: Call, kept: dict[str, Any]) -> Panels:
+    """Return the gradient panels of a call's weights, where the call was prepared while gradients were off."""
+    plan = call.panels.plan
+    places, storages = located(call.weights, plan)
+    panels = panels_of(plan, places, kept, (GRADIENT_PANELS,))
+    del storages
+    return panels[0]
+
+
+def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[str, Any]) -> tuple[Plan, bool, Tensors]:
+    """Return a layer's plan, whether gradients are wanted, and a call's tensors in the kernels' form.
+
+    What the tensors look like is remembered where they have it already.
+    """
     data, indices, states, weights = tensors
-    plan = _checked_plan(settings, [data, *states, *weights], weights)
+    every = [data, *states, *weights]
+    plan = _checked_plan(settings, every, weights)
+    is_recorded = torch.is_grad_enabled() and any(map(_requires_grad, every))
     if data.dim() not in ((2,) if indices else (2, 3)) or data.shape[-1] != plan.settings.input_size:
         raise HandOver("torch: the rows are not of the layer's input size")
     if data.stride(-1) != 1 and data.shape[-1] > 1:
@@ -128,8 +154,8 @@ def _checked(settings: tuple[Any, ...], tensors: Tensors, form: Any, kept: dict[
         sizes = [(*[None] * (x.dim() - 1), x.shape[-1] if x.dim() > 1 else None) for x in batches]
         strides = [(*[None] * (x.dim() - 1), 1) for x in batches]
         sizes, strides = sizes + [x.shape for x in weights], strides + [x.stride() for x in weights]
-        kept[FAMILIAR] = remember(form, plan, [*batches, *weights], sizes, strides)
-    return plan, Tensors(data, indices, states, weights)
+        kept[FAMILIAR] = remember(form, (plan, is_recorded), [*batches, *weights], sizes, strides)
+    return plan, is_recorded, Tensors(data, indices, states, weights)
 
 
 def _checked_plan(settings: tuple[Any, ...], tensors: Sequence[Any], weights: Sequence[Any]) -> Plan:
@@ -138,8 +164,6 @@ def _checked_plan(settings: tuple[Any, ...], tensors: Sequence[Any], weights: Se
     dtypes = set(map(_dtype, tensors))
     if len(dtypes) > 1 or not dtypes <= DTYPES:
         raise HandOver(f"torch: there are tensors of {' and '.join(sorted(map(str, dtypes)))}, not all of torch.float32 or torch.float64")
-    if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
-        raise HandOver("torch: something requires grad, and gradients are on")
     if any(map(Tensor.is_neg, tensors)):
         raise HandOver(path_of(tensors))
     wanted = Settings(*settings)
@@ -151,47 +175,83 @@ def _checked_plan(settings: tuple[Any, ...], tensors: Sequence[Any], weights: Se
 
 
 def _reason(tensors: Tensors) -> str:
-    if _is_any_autocast_enabled():
-        return "torch: autocast is on"
     said = path_of([tensors.data, *tensors.states, *tensors.weights])
     return said if said != "kernels" else NO_MEMORY
 
 
 def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
-    """Return the output (N, D * P), or (T, B, D * P), or (T, D * P); and h_n and c_n, or h_n.
+    """Return the output (N, D * P), or (T, B, D * P), or (T, D * P); and h_n and c_n, or h_n. Nothing is recorded for gradients.
 
     Between layers, `dropped` is the probability of an item to become 0.
     """
-    (plan, _, _, panels), rows, _, before, state_shapes = call
-    cell, H, P, item, B = plan.cell, plan.H, plan.P, plan.item_bytes, rows.B
-    D = 2 if plan.settings.bidirectional else 1
-    new, out_shape, row_bytes = rows.x.new_empty, (*rows.out_shape, D * P), D * P * item
-    out, after = new(*out_shape), [new(*shape) for shape in state_shapes]
+    plan, rows = call.panels.plan, call.rows
+    new, D, row_bytes = rows.x.new_empty, plan.D, plan.row_bytes
+    out_shape, after = (*rows.out_shape, D * plan.P), [new(*shape) for shape in call.state_shapes]
+    out, source, work = new(*out_shape), (rows.address, rows.row_bytes, rows.step_bytes), divided(plan, rows)
     ends = [*map(Tensor.data_ptr, after)]
-    shares, arrivals = _division(plan, rows)
-    workspace = _workspace(cell, B if arrivals else -(-B // shares), H, P, item, shares)
-    layout, x, source = (*rows.layout, B, rows.T), rows.x, (rows.address, rows.row_bytes, rows.step_bytes)
-    for k, (F, _, panel, projection) in enumerate(plan.directions):
-        layer, reverse = divmod(k, D)
-        if layer and not reverse:
+    for layer in range(plan.L):
+        if layer:
             x = dropout(out, dropped, training=True) if dropped else out
             source, out = (x.data_ptr(), row_bytes, 0), new(*out_shape)
-        weights = panels + panel, panels + projection if projection >= 0 else 0
-        target = out.data_ptr() + reverse * P * item, row_bytes, 0
-        h, c = k * B * P * item, k * B * H * item
-        states = (
-            before[0] + h if before else 0,
-            before[1] + c if len(before) == 2 else 0,
-            ends[0] + h,
-            ends[1] + c if len(ends) == 2 else 0,
-        )
-        counters = ctypes.addressof(arrivals) + 8 * k * arrivals_items(shares) if arrivals else 0
-        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, *workspace[:2], counters, shares)
-        parallel.run_on(block, shares, shares)
+        run_layer(call, layer, work, source, out.data_ptr(), along(ends, layer * D, plan, rows.B))
     return out, after
 
 
-def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
+def run_layer(call: Call, layer: int, work: Work, source: tuple[int, int, int], out: int, ends: Sequence[int], saved: int = 0) -> None:
+    """Run one layer, in all its directions.
+
+    Parameters
+    ----------
+    call : Call
+    layer : int
+    work : Work
+        As `divided` by the whole call.
+    source : tuple
+        The address of the layer's input, and the bytes from row to row and from step to step.
+    out : int
+        The address of its output.
+    ends : sequence of int
+        The addresses of its h_n and c_n, or h_n.
+    saved : int
+        The address of what gradients need of each direction, its gates and then its c: `plan.saved_items` a row. 0 where none are wanted.
+    """
+    (plan, _, _, panels), rows = call.panels, call.rows
+    cell, D, H, P, item, row_bytes = plan.cell, plan.D, plan.H, plan.P, plan.item_bytes, plan.row_bytes
+    layout, shares = (*rows.layout, rows.B, rows.T), work.shares
+    for k in range(layer * D, layer * D + D):
+        reverse, (F, _, panel, projection, _) = k - layer * D, plan.directions[k]
+        sizes = cell, item, reverse, F, H, P, panels + panel, panels + projection if projection >= 0 else 0
+        target = out + reverse * P * item, row_bytes, 0
+        states = *along(call.before, k, plan, rows.B), *along(ends, reverse, plan, rows.B)
+        kept = saved_addresses(plan, rows.N, saved, reverse) if saved else (0, 0)
+        room = work.workspace, work.workspace_bytes, counters_of(work, k), shares
+        parallel.run_on(blocks.Recur(*sizes, *layout, *source, *target, *states, *kept, *room), shares, shares)
+
+
+def along(addresses: Sequence[int], k: int, plan: Plan, B: int) -> tuple[int, int]:
+    """Return where the k-th direction's h and c are, of states, or what belongs to them, that begin at these addresses; 0 for none."""
+    h, c = addresses if len(addresses) == 2 else (*addresses, 0, 0)[:2]
+    if not k:
+        return h, c
+    step = k * B * plan.item_bytes
+    return h and h + step * plan.P, c and c + step * plan.H
+
+
+def saved_addresses(plan: Plan, N: int, saved: int, reverse: int) -> tuple[int, int]:
+    """Return the addresses of a direction's c and gates in what is saved of a layer, 0 where the cell has none."""
+    cell, row = CELLS[plan.cell], N * plan.item_bytes
+    gates = saved + reverse * row * plan.saved_items
+    return (gates + row * cell.saved * plan.H if cell.has_c else 0), gates
+
+
+def divided(plan: Plan, rows: Rows) -> Work:
+    """Return how a call of `run_layer` is divided, and memory for it."""
+    shares, arrivals = division(plan, rows)
+    share_bytes = _share_bytes(plan.cell, rows.B if arrivals else -(-rows.B // shares), plan.H, plan.P, plan.item_bytes)
+    return Work(shares, arrivals, *room_for(shares, share_bytes))
+
+
+def division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     """Return in how many shares a call is done, and, where these are of hidden units, the counters of each block: see blocks.Recur.
 
     Shares of sequences need not wait for each other. Shares of units are for large weights, and for fewer sequences than threads.
@@ -205,9 +265,13 @@ def _division(plan: Plan, rows: Rows) -> tuple[int, Any]:
     return min(many, rows.B), None
 
 
-def _workspace(cell: int, rows: int, H: int, P: int, item_bytes: int, shares: int) -> tuple[int, int, Any]:
+def counters_of(work: Work, k: int) -> int:
+    """Return the address of the counters of the k-th direction of all layers, or 0."""
+    return ctypes.addressof(work.arrivals) + 8 * k * arrivals_items(work.shares) if work.arrivals else 0
+
+
+def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
     """Return the address of memory for all shares, the bytes of one, and what holds it."""
-    share_bytes = _share_bytes(cell, rows, H, P, item_bytes)
     whole = shares * share_bytes + ALIGNED
     if whole <= SMALL:
         small = (ctypes.c_char * whole)()

@@ -19,6 +19,10 @@ INCONSISTENT = "torch: the packed batch is inconsistent"
 NO_MEMORY = "torch: a tensor has less memory than its shape says"
 
 
+# of Rows, the axes of a packed batch (N, F), of padded ones (T, B, F) and (B, T, F), and of a single sequence (T, F)
+PACKED, STEPS_FIRST, BATCH_FIRST, SINGLE = (0, -1), (1, 0), (0, 1), (-1, 0)
+
+
 class HandOver(Exception):  # noqa: N818  no error: torch's own function takes the call
     """The kernels do not take a call; the message says why."""
 
@@ -30,12 +34,13 @@ class Rows(NamedTuple):
     B: int
     T: int
     N: int
-    x: Tensor  # holds the rows
+    x: Any  # the tensor that holds the rows; None where that is kept elsewhere
     address: int  # of the first
     row_bytes: int
     step_bytes: int  # 0 where each step follows the rows of the one before
     out_shape: tuple[int, ...]  # of the output, but for its last dimension
     indices: Any  # hold the layout
+    axes: tuple[int, int]  # which dimension of x counts the rows of a step, or all rows, and which the steps; -1 for none
 
 
 def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
@@ -114,7 +119,7 @@ def packed_rows(data: Tensor, indices: Sequence[Tensor], plan: Plan) -> Rows:
         raise HandOver(INCONSISTENT)
     row_stride = data.stride(0)
     address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
-    return Rows((order, sizes), B, T, N, data, address, row_stride * item, 0, (N,), indices)
+    return Rows((order, sizes), B, T, N, data, address, row_stride * item, 0, (N,), indices, PACKED)
 
 
 def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
@@ -132,16 +137,35 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
         data = contiguous(data)
         strides = data.stride()
     if len(shape) == 2:
-        (T, F), B, row_stride, step_stride = shape, 1, 0, strides[0]
+        (T, F), B, row_stride, step_stride, axes = shape, 1, 0, strides[0], SINGLE
     elif batch_first:
-        (B, T, F), (row_stride, step_stride, _) = shape, strides
+        (B, T, F), (row_stride, step_stride, _), axes = shape, strides, BATCH_FIRST
     else:
-        (T, B, F), (step_stride, row_stride, _) = shape, strides
+        (T, B, F), (step_stride, row_stride, _), axes = shape, strides, STEPS_FIRST
     address = address_of(data, (B - 1) * row_stride + (T - 1) * step_stride + F, item)
     indices = order, batch_sizes = _in_order(B), _alike(B, T)
     layout = order.data_ptr(), batch_sizes.data_ptr()
     out_shape = (T,) if len(shape) == 2 else (T, B)
-    return Rows(layout, B, T, B * T, data, address, row_stride * item, step_stride * item, out_shape, indices)
+    return Rows(layout, B, T, B * T, data, address, row_stride * item, step_stride * item, out_shape, indices, axes)
+
+
+def place_of(rows: Tensor, axes: tuple[int, int], item_bytes: int) -> tuple[Tensor, tuple[int, int, int]]:
+    """Return rows whose items lie side by side, and where they are: the address of the first, the bytes from row to row and step to step.
+
+    Raises
+    ------
+    HandOver
+        There is less memory than the shape says.
+    """
+    if axes != BATCH_FIRST and rows.is_contiguous():  # each step follows the rows of the one before
+        return rows, (address_of(rows, rows.numel(), item_bytes), rows.shape[-1] * item_bytes, 0)
+    strides = rows.stride()
+    if 0 in strides or (strides[-1] != 1 and rows.shape[-1] > 1):
+        rows = contiguous(rows)
+        strides = rows.stride()
+    extent = 1 + sum([(size - 1) * stride for size, stride in zip(rows.shape, strides, strict=True)]) if rows.numel() else 0
+    row, step = [strides[axis] * item_bytes if axis >= 0 else 0 for axis in axes]
+    return rows, (address_of(rows, extent, item_bytes), row, step)
 
 
 def _in_order(B: int) -> Tensor:

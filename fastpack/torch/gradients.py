@@ -1,0 +1,231 @@
+"""The gradients of one layer, by the kernels, from what its forward pass left.
+
+Against the order of steps go the gradients of the sums of each gate (`RecurBackward`); those of inputs and weights are products
+with these over all rows at once (`InputGradient`, `WeightGradient`). Gradients that did not arrive are zeros that nobody writes
+down, and what is not wanted is not computed.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastpack import blocks
+from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_items
+from fastpack.torch import parallel
+from fastpack.torch.bridge import PLAIN_TYPES
+from fastpack.torch.panels import ALIGNED, Panels, Plan
+from fastpack.torch.recurrence import Work, along, counters_of, division, room_for, saved_addresses
+from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, place_of
+
+_dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
+Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
+NOWHERE = 0, 0, 0
+
+
+class Record(NamedTuple):
+    """What a layer's backward pass is told beside tensors."""
+
+    panels: Panels  # gradient panels of all layers
+    layer: int
+    rows: Rows  # of the first layer, without x, their layout in memory that nobody changes
+    states: int  # how many initial states were given: none, h_0, or h_0 and c_0
+    shapes: list[torch.Size]  # of the saved tensors: x, the initial states, the output, what the cell computed if anything, weights
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Those of x: see Rows."""
+        return self.rows.axes if self.layer == 0 else self.out_axes
+
+    @property
+    def out_axes(self) -> tuple[int, int]:
+        """Those of the output."""
+        return STEPS_FIRST if len(self.rows.out_shape) == 2 else self.rows.axes
+
+
+class Given(NamedTuple):
+    """Where all that is known is, and what holds it."""
+
+    x: Place
+    out: Place
+    before: Sequence[int]  # addresses of h_0 and c_0, or h_0, or nothing
+    computed: int  # address of the first direction's gates, and behind them its c; 0 where the cell has neither
+    d_out: Place  # NOWHERE for zeros
+    d_ends: Sequence[int]  # addresses of the gradients of h_n and c_n, or h_n; 0 for zeros
+    holders: Any
+
+
+class Wanted(NamedTuple):
+    """New tensors for what is to be found, None for what is not."""
+
+    d_x: Tensor | None
+    d_before: list[Tensor | None]
+    d_weights: list[Tensor | None]  # direction by direction, in torch's order
+
+
+class Room(NamedTuple):
+    """Memory that the directions use one after the other, and how it is shared."""
+
+    d_sums: int
+    d_projected: int  # 0 where there is no projection
+    unprojected: int
+    work: Work  # of RecurBackward
+    many: int  # how many threads sum up WeightGradient, and what each has of the same workspace
+    many_bytes: int
+
+
+def check_saved(record: Record, saved: Sequence[Tensor]) -> None:
+    """Check that saved tensors are what was saved: hooks for saved tensors return anything.
+
+    Raises
+    ------
+    RuntimeError
+        A shape or a dtype is another.
+    """
+    if [*map(_shape, saved)] == record.shapes and set(map(_dtype, saved)) == {record.panels.plan.dtype}:
+        return
+    for tensor, shape in zip(saved, record.shapes, strict=True):
+        if tensor.shape != shape or tensor.dtype != record.panels.plan.dtype:
+            was, is_now = f"{list(shape)} and {record.panels.plan.dtype}", f"{list(tensor.shape)} and {tensor.dtype}"
+            raise RuntimeError(f"a tensor of {was} was saved for backward, but a hook for saved tensors returned one of {is_now}")
+
+
+def differentiate(
+    record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None] | None:
+    """Return the gradients of a layer's input, initial states and weights, or None where the kernels do not take the tensors.
+
+    Parameters
+    ----------
+    record : Record
+    saved : sequence of Tensor
+        Checked.
+    gradients : sequence of Tensor or None
+        Of the output, and of h_n and c_n, or h_n.
+    wanted : sequence of bool
+        Which gradients are.
+    """
+    count = record.states
+    first_weight = len(saved) - (len(wanted) - 1 - count)
+    try:
+        given = _given(record, saved[:first_weight], gradients)
+    except (HandOver, RuntimeError, NotImplementedError):  # sparse, or without memory: as in recurrence.prepare
+        return None
+    if given is None:
+        return None
+    sources = *saved[: 1 + count], *saved[first_weight:]
+    new = saved[0].new_empty
+    found = [new(*source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
+    plan, rows = record.panels.plan, record.rows
+    room, split = _room(plan, rows), Wanted(found[0], found[1 : 1 + count], found[1 + count :])
+    for reverse in range(plan.D):
+        _recur_backward(record, reverse, given, split, room)
+        if split.d_x is not None and rows.N:
+            _input_gradient(record, reverse, split.d_x, room)
+        _weight_gradients(record, reverse, given, split, room)
+    return found
+
+
+def _given(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Given | None:
+    plan, rows, count = record.panels.plan, record.rows, record.states
+    every = [*saved, *[gradient for gradient in gradients if gradient is not None]]
+    if not set(map(type, every)) <= PLAIN_TYPES or not all(map(_is_cpu, every)) or any(map(Tensor.is_neg, every)):
+        return None
+    if set(map(_dtype, every)) != {plan.dtype}:
+        return None
+    item, D, row_bytes = plan.item_bytes, plan.D, plan.row_bytes
+    x, x_place = place_of(saved[0], record.axes, item)
+    rest = [*map(contiguous, saved[1:])]
+    places = [address_of(tensor, tensor.numel(), item) for tensor in rest]
+    d_out, *d_ends = gradients
+    d_out_place = NOWHERE
+    if d_out is not None:
+        if d_out.shape != rest[count].shape:
+            return None
+        d_out, d_out_place = place_of(d_out, record.out_axes, item)
+    ends, sequences = [], () if rows.axes == SINGLE else (rows.B,)
+    for k, (d_end, width) in enumerate(zip(d_ends, plan.widths, strict=True)):
+        if d_end is None:
+            ends.append(0)
+        elif d_end.shape != (D, *sequences, width):
+            return None
+        else:
+            d_ends[k] = d_end = contiguous(d_end)
+            ends.append(address_of(d_end, d_end.numel(), item))
+    computed = places[count + 1] if len(places) > count + 1 else 0
+    holders = x, rest, d_out, d_ends
+    return Given(x_place, (places[count], row_bytes, 0), places[:count], computed, d_out_place, ends, holders)
+
+
+def _room(plan: Plan, rows: Rows) -> Room:
+    shares, arrivals = division(plan, rows)
+    many = parallel.threads_to_compute(plan.operations * rows.N)
+    sizes = _sizes(plan.cell, rows.N, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
+    d_sums, d_projected, unprojected, share, many_share = sizes
+    start, _, memory = room_for(1, d_sums + d_projected + unprojected + max(shares * share, many * many_share))
+    has_projection, behind = bool(d_projected), start + d_sums + d_projected
+    work = Work(shares, arrivals, behind + unprojected, share, memory)
+    return Room(start, start + d_sums if has_projection else 0, behind if has_projection else 0, work, many, many_share)
+
+
+@lru_cache(maxsize=256)
+def _sizes(cell: int, N: int, H: int, P: int, item_bytes: int, rows: int) -> tuple[int, ...]:
+    """Return how many bytes each of Room's parts has, and shares of both workspaces; `rows` of a share are in a step at most."""
+    projected = (d_sums_items(blocks.LINEAR, N, P), N * H) if P != H else (0, 0)
+    items = d_sums_items(cell, N, H), *projected, backward_items(rows, H, P), weight_gradient_items()
+    return tuple([-(-count * item_bytes // ALIGNED) * ALIGNED for count in items])
+
+
+def _recur_backward(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
+    plan, rows = record.panels.plan, record.rows
+    P, item = plan.P, plan.item_bytes
+    k = record.layer * plan.D + reverse
+    _, hh, *hr = [record.panels.start + place for place in plan.directions[k].gradients]
+    half = reverse * P * item
+    out, d_out = (given.out[0] + half, *given.out[1:]), given.d_out
+    if d_out[0]:
+        d_out = d_out[0] + half, *d_out[1:]
+    before, d_ends = along(given.before, reverse, plan, rows.B), along(given.d_ends, reverse, plan, rows.B)
+    d_before = along([0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_before], reverse, plan, rows.B)
+    computed = saved_addresses(plan, rows.N, given.computed, reverse) if given.computed else (0, 0)
+    block = blocks.RecurBackward(
+        *(plan.cell, item, reverse, plan.H, P, hh, hr[0] if hr else 0, *rows.layout, rows.B, rows.T, rows.N),
+        *(*out, *before, *computed, *d_out, *d_ends, room.d_sums, room.d_projected, room.unprojected, *d_before),
+        *(room.work.workspace, room.work.workspace_bytes, counters_of(room.work, k), room.work.shares),
+    )
+    parallel.run_on(block, room.work.shares, room.work.shares)
+
+
+def _input_gradient(record: Record, reverse: int, d_x: Tensor, room: Room) -> None:
+    plan, rows = record.panels.plan, record.rows
+    direction = plan.directions[record.layer * plan.D + reverse]
+    _, place = place_of(d_x, record.axes, plan.item_bytes)
+    panels = record.panels.start + direction.gradients[0]
+    block = blocks.InputGradient(
+        plan.cell, plan.item_bytes, direction.F, plan.H, panels, room.d_sums, rows.N, rows.B, 1 if reverse else 0, *place
+    )
+    many = parallel.threads_to_compute(2 * CELLS[plan.cell].gates * plan.H * direction.F * rows.N)
+    parallel.run_on(block, rows.N, min(many, rows.N))
+
+
+def _weight_gradients(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
+    plan, rows, D = record.panels.plan, record.rows, record.panels.plan.D
+    each = len(wanted.d_weights) // D
+    found = [0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_weights[reverse * each : (reverse + 1) * each]]
+    ih, hh, *rest = found
+    biases = (rest[0], rest[1]) if plan.settings.bias else (0, 0)
+    layout = *rows.layout, rows.B, rows.T, rows.N
+    H, P, item, workspace = plan.H, plan.P, plan.item_bytes, (room.work.workspace, room.many_bytes, room.many)
+    if ih or hh or any(biases):
+        F = plan.directions[record.layer * D + reverse].F
+        out = given.out[0] + reverse * P * item, *given.out[1:]
+        sizes, h_0 = (plan.cell, item, reverse, F, H, P), along(given.before, reverse, plan, rows.B)[0]
+        block = blocks.WeightGradient(*sizes, *layout, *given.x, *out, h_0, room.d_sums, ih, hh, *biases, *workspace)
+        parallel.run_on(block, room.many, room.many)
+    if room.d_projected and found[-1]:
+        sizes, x = (blocks.LINEAR, item, reverse, H, P, 0), (room.unprojected, H * item, 0)
+        block = blocks.WeightGradient(*sizes, *layout, *x, *NOWHERE, 0, room.d_projected, found[-1], 0, 0, 0, *workspace)
+        parallel.run_on(block, room.many, room.many)
