@@ -26,7 +26,7 @@ def test_contenders_agree(case: LayerCase) -> None:
 def test_cases_reach_every_kind_of_layer() -> None:
     assert {case.cell for case in SMALL} == {"LSTM", "GRU", "RNN"}
     assert {case.D for case in TRAINED} == {case.L for case in TRAINED} == {1, 2}
-    assert {case.dtype for case in SMALL} == {"float32", "float64"}
+    assert {case.dtype for case in TRAINED} == {"float32", "float64"}
     assert any(case.proj_size for case in SMALL)
     assert len({case.name for case in TRAINED}) == len(TRAINED)
     assert {len(trainers(case)) for case in TRAINED} == {2, 3, 4}

@@ -57,11 +57,11 @@ def draw_losses(axes: "Axes", pairs: list[Pair]) -> None:
 def draw_differences(axes: "Axes", pairs: list[Pair]) -> None:
     """Draw how far the losses of each step are apart."""
     for pair in pairs:
-        apart = np.maximum(pair.apart(), 1e-9)  # equal ones have a place on the logarithmic axis, too
-        axes.plot(np.arange(1, len(apart) + 1), apart, color=FASTPACK, linewidth=0.8)
-    axes.set_xscale("log")
+        apart = np.array(pair.apart())
+        steps = np.flatnonzero(apart)
+        axes.plot(steps + 1, apart[steps], ".", color=FASTPACK, markersize=3)
     axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="|difference| / loss")
+    axes.set(xlabel="step (no dot: no difference)", ylabel="|difference| / loss", ylim=(1e-8, 10))
     axes.set_title("losses of the two: rounding first, then other paths", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
