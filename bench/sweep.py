@@ -12,8 +12,8 @@ from bench.training_contests import trainers, training, training_contest
 RIVALS = ["torch, packed", "torch, padded"]
 SIZES = {"B": (1, 2, 8, 64), "T": SWEPT, "F": (1, 8, 64, 256), "H": (1, 8, 64, 256)}
 LARGEST = 10**9  # multiplications and additions of a case's inference: beyond it, a row of the other tables
-QUICK, LONG = 0.05, 1.0  # seconds of a race: of each case, and then once more of those that looked worst
-WORST = 6
+QUICK, LONG = 0.05, 1.0  # seconds of a race: of each case, and then once more of those that looked slow
+SLOW = 1 / 1.1  # asked of every shape: no slower than 1.1 times the rival
 
 
 class Raced(NamedTuple):
@@ -37,12 +37,10 @@ def shapes(cell: str) -> Iterator[LayerCase]:
 def sweep(cell: str, rival: str, quick: float = QUICK, long: float = LONG) -> list[Raced]:
     """Return the races on all shapes, the worst first. Results are compared before.
 
-    The lowest of many disturbed ratios is too low, so the worst are raced again, for longer.
+    The lowest of many disturbed ratios is too low, so the slow ones are raced again, for longer.
     """
-    cases = [case for case in shapes(cell) if rival in trainers(case)]
-    found = sorted(raced(case, rival, quick) for case in cases)
-    again = [raced(item.case, rival, long) for item in found[:WORST]]
-    return sorted([*again, *found[WORST:]])
+    found = [raced(case, rival, quick) for case in shapes(cell) if rival in trainers(case)]
+    return sorted(raced(item.case, rival, long) if item.ratio < SLOW else item for item in found)
 
 
 def raced(case: LayerCase, rival: str, seconds: float) -> Raced:

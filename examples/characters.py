@@ -3,8 +3,8 @@
     python examples/characters.py --minutes 3 --seeds 1
 
 Sentences are sequences of unequal length: a batch of them is packed, and embedding, LSTM and scores see real characters only.
-Both models get packed rows, begin with the same weights and take the same steps in turns until the time is over. Perplexity is of sentences
-which were held out: among how many equally likely characters the model has, on average, to choose the next one.
+Both models get packed rows, begin with the same weights and take the same steps in turns until the time is over. Perplexity is of
+sentences which were held out: among how many equally likely characters the model has, on average, to choose the next one.
 """
 
 import argparse
