@@ -179,13 +179,17 @@ def arguments(cell: str, layers: int, directions: int, form: str, needs_grad: bo
 @pytest.mark.parametrize("form", ["packed", "packed and sorted", "padded"])
 @pytest.mark.parametrize(("cell", "layers", "directions"), [("LSTM", 1, 1), ("GRU", 2, 2), ("RNN", 1, 2)])
 def test_operators_are_registered_well(cell: str, layers: int, directions: int, form: str) -> None:
-    recur, recur_backward = torch.ops.fastpack.recur.default, torch.ops.fastpack.recur_backward.default
-    found = torch.library.opcheck(recur, arguments(cell, layers, directions, form, needs_grad=True))
-    assert set(found.values()) == {"SUCCESS"}
-    data, layout, given, weights, *options = arguments(cell, layers, directions, form, needs_grad=False)
-    gradients = [torch.randn_like(tensor) for tensor in recur(data, layout, given, weights, *options)]
+    recur, recorded = torch.ops.fastpack.recur.default, torch.ops.fastpack.recur_recorded.default
+    found = torch.library.opcheck(recur, arguments(cell, layers, directions, form, needs_grad=False))
+    found |= torch.library.opcheck(recorded, arguments(cell, 1, directions, form, needs_grad=True))
+    data, layout, given, weights, *options = arguments(cell, 1, directions, form, needs_grad=False)
+    results = recorded(data, layout, given, weights, *options)
+    assert_same_bits(results[:-1], recur(data, layout, given, weights, *options))
+    gradients = [None, *(torch.randn_like(tensor) for tensor in results[1:-1])]
+    wanted = [k % 3 > 0 for k in range(1 + len(given) + len(weights))]
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # it has no derivative
-    found = torch.library.opcheck(recur_backward, (gradients, data, layout, given, weights, *options), test_utils=checks)
+    backward, kept = torch.ops.fastpack.recur_backward.default, [results[0], results[-1]]
+    found |= torch.library.opcheck(backward, (gradients, kept, wanted, data, layout, given, weights, *options), test_utils=checks)
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -201,17 +205,21 @@ def test_gradients_of_the_operator() -> None:
         leaves = [tensor.double().requires_grad_() for tensor in (data, *given, *weights)]
 
         def run(data: torch.Tensor, *rest: torch.Tensor) -> Any:
-            return tuple(torch.ops.fastpack.recur(data, layout, list(rest[: len(given)]), list(rest[len(given) :]), *options))  # noqa: B023
+            results = torch.ops.fastpack.recur_recorded(data, layout, list(rest[: len(given)]), list(rest[len(given) :]), *options)  # noqa: B023
+            return tuple(results[:-1])
 
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
 def test_second_derivatives_are_refused() -> None:
     data, layout, given, weights, *options = arguments("GRU", 1, 1, "padded", needs_grad=True)
-    output, _ = torch.ops.fastpack.recur(data, layout, given, weights, *options)
+    output, *_ = torch.ops.fastpack.recur_recorded(data, layout, given, weights, *options)
     (gradient,) = torch.autograd.grad(output.sum(), data, create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="a compiled layer has no second derivative"):
         torch.autograd.grad(gradient.sum(), weights)
+    output, _ = torch.ops.fastpack.recur(data, layout, given, weights, *options)
+    with pytest.raises(RuntimeError, match="fastpack::recur has no derivative"):
+        torch.autograd.grad(output.sum(), data)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -227,11 +235,68 @@ def test_states_of_another_number_of_sequences_are_refused(ordered: bool) -> Non
 
 
 def test_autocast_in_a_compiled_model_that_is_trained() -> None:
-    theirs, ours = pair("LSTM")
+    same, ours = pair("LSTM")[1], pair("LSTM")[1]
     torch._dynamo.reset()
     model, batch = torch.compile(ours, backend="aot_eager"), torch.ones(3, 2, F)
     with torch.autocast("cpu", torch.bfloat16):
-        (expected, _), (found, _) = theirs(batch), model(batch)
+        (expected, _), (found, _) = same(batch), model(batch)
+    assert found.dtype is torch.bfloat16
     for output in (expected, found):
         output.sum().backward()
-    assert_same_bits([found.float(), *(w.grad for w in ours.parameters())], [expected.float(), *(w.grad for w in theirs.parameters())])
+    assert_same_bits([found.float(), *(w.grad for w in ours.parameters())], [expected.float(), *(w.grad for w in same.parameters())])
+
+
+@pytest.fixture
+def by_torch_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modes of layers whose operators are given to torch's own functions."""
+    called: list[str] = []
+    original = operators._by_torch
+
+    def spy(settings: Any, *rest: Any) -> Any:
+        called.append(settings.mode)
+        return original(settings, *rest)
+
+    monkeypatch.setattr(operators, "_by_torch", spy)
+    return called
+
+
+@pytest.mark.parametrize("cell", BASE_CELLS)
+def test_a_compiled_training_step_is_the_kernels(cell: str, by_torch_alone: list[str]) -> None:
+    results = []
+    for compile in (lambda model: model, compiled):
+        _, ours = pair(cell, num_layers=2, bidirectional=True, dropout=0.5)
+        torch.manual_seed(9)
+        model, batch = compile(Model(ours)), packed(features=F)
+        optimiser = torch.optim.SGD(ours.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            loss = sum(tensor.square().sum() for tensor in tensors(model(batch)))
+            loss.backward()
+            optimiser.step()
+        results.append([loss, *ours.parameters()])
+    assert_same_bits(*results)
+    assert by_torch_alone == []
+
+
+def test_gradients_of_a_compiled_model_that_the_kernels_do_not_take(by_torch_alone: list[str]) -> None:
+    theirs, ours = pair("GRU", torch.bfloat16, bidirectional=True)
+    batch = torch.randn(5, 3, F).bfloat16()
+    for model in (Model(theirs), compiled(Model(ours))):
+        model(batch)[0].sum().backward()
+    assert_same_bits([w.grad.float() for w in ours.parameters()], [w.grad.float() for w in theirs.parameters()])
+    assert by_torch_alone == ["GRU"] * 2
+
+
+def test_frozen_weights_of_a_compiled_model_get_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[list[bool]] = []
+    original = operators._by_kernels
+    monkeypatch.setattr(operators, "_by_kernels", lambda *arguments: wanted.append([*arguments[3]]) or original(*arguments))
+    gradients = []
+    for compile in (lambda model: model, compiled):
+        _, ours = pair("LSTM")
+        ours.weight_ih_l0.requires_grad_(False)
+        compile(Model(ours))(packed())[0].sum().backward()
+        gradients.append([weight.grad for weight in (ours.weight_hh_l0, ours.bias_ih_l0, ours.bias_hh_l0)])
+        assert ours.weight_ih_l0.grad is None
+    assert_same_bits(*gradients)
+    assert wanted == [[False, False, True, True, True]]

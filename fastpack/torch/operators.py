@@ -42,10 +42,10 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
     data, *layout = input if is_packed else (input,)
     states = [] if hx is None else [*hx] if layer.mode == "LSTM" else [hx]
     is_odd = is_packed and (layout[1] is None) != (layout[2] is None)
-    if is_odd or torch.is_autocast_enabled(data.device.type) or not _fit(layer, data, is_packed, states):
-        # AOTAutograd cannot record oneDNN's LSTM, whose last result is None
-        is_untraceable = layer.mode == "LSTM" and not is_packed and torch.is_grad_enabled()
-        return _outside_the_graph(layer, input, hx) if is_untraceable else layer.theirs.forward(layer, input, hx)
+    if torch.is_autocast_enabled(data.device.type):
+        return _outside_the_graph(layer, input, hx)  # the dtypes of its results may depend on the batch sizes: see autocast.py
+    if is_odd or not _fit(layer, data, is_packed, states):
+        return layer.theirs.forward(layer, input, hx)
     weights = [getattr(layer, name) for name in layer._flat_weights_names]
     is_single = not is_packed and data.dim() == 2
     if is_single:
@@ -62,7 +62,7 @@ def forward(layer: Any, input: Any, hx: Any) -> Any:
 
 @_disable_dynamo  # torch.compiler.disable would import dynamo, all of it, with this module
 def _outside_the_graph(layer: Any, input: Any, hx: Any) -> Any:
-    return layer.theirs.forward(layer, input, hx)
+    return layer.forward(input, hx)
 
 
 def _fit(layer: Any, data: Tensor, is_packed: bool, states: list[Tensor]) -> bool:
@@ -290,6 +290,10 @@ def _refuse(ctx: Any, gradients: Sequence[Tensor]) -> Any:
     raise RuntimeError("fastpack::recur has no derivative: fastpack::recur_recorded, for one layer, has")
 
 
+def _refuse_again(ctx: Any, gradients: Sequence[Tensor]) -> Any:
+    raise RuntimeError("a compiled layer has no second derivative: call the layer without torch.compile, which has")
+
+
 for _name, _function, _fake in (
     ("recur", _recur, _fake_recur),
     ("recur_recorded", _recur_recorded, _fake_recur_recorded),
@@ -298,4 +302,5 @@ for _name, _function, _fake in (
     _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fastpack::{_name}", _fake, lib=_library)
 torch.library.register_autograd("fastpack::recur", _refuse, lib=_library)
+torch.library.register_autograd("fastpack::recur_backward", _refuse_again, lib=_library)
 torch.library.register_autograd("fastpack::recur_recorded", _differentiate, setup_context=_save, lib=_library)
