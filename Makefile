@@ -21,7 +21,7 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv .venv-onnx build dist fastpack/_machine_code .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
-	find fastpack tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find fastpack tests bench examples -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
