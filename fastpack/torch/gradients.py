@@ -166,7 +166,7 @@ def _room(plan: Plan, rows: Rows) -> Room:
     sizes = _sizes(plan.cell, rows.N, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
     d_sums, d_projected, unprojected, share, many_share = sizes
     start, _, memory = room_for(1, d_sums + d_projected + unprojected + max(shares * share, many * many_share))
-    has_projection, behind = bool(d_projected), start + d_sums + d_projected
+    has_projection, behind = bool(plan.settings.proj_size), start + d_sums + d_projected
     work = Work(shares, arrivals, behind + unprojected, share, memory)
     return Room(start, start + d_sums if has_projection else 0, behind if has_projection else 0, work, many, many_share)
 
