@@ -43,6 +43,28 @@ class Sums(NamedTuple):
     d_states: list[Maybe]
 
 
+class Products(NamedTuple):
+    """What `weight_gradient` is given. A projection, of P rows of weights, is LINEAR with P in place of H, and has no `out`."""
+
+    cell: int
+    reverse: int
+    H: int
+    x: np.ndarray  # (N, F), or padded (B, T, F)
+    indices: Any
+    out: Maybe
+    h_0: Maybe
+    d_sums: np.ndarray  # (H / lanes, N, sums, lanes)
+
+
+def shapes_of(products: Products) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the gradients that there are of `products`."""
+    rows = CELLS[products.cell].gates * products.H
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, products.x.shape[-1]), "bias_ih": (rows,)}
+    if products.out is None:
+        return shapes
+    return shapes | {"weight_hh": (rows, products.out.shape[-1]), "bias_hh": (rows,)}
+
+
 def case_of(
     kind: Kind, lengths: Sequence[int], F: int, H: int, P: int = 0, reverse: int = 0, dtype: Any = np.float32, bias: bool = True
 ) -> Case:
@@ -120,25 +142,24 @@ def twin_input(kind: Kind, weight_ih: np.ndarray, d_sums: np.ndarray, d_x: Maybe
     return found
 
 
-def twin_weights(case: Case, out: np.ndarray, d_sums: np.ndarray) -> Weights:
-    """Return the gradients of the weights over x and h, and of the biases."""
-    kind, weights, x, (sizes, order, _), states, *_ = in_double(case)
-    found = {f"{part}_{over}": np.full(len(weights["weight_hh"]), np.nan) for part in ("weight", "bias") for over in ("ih", "hh")}
-    found |= {name: np.full_like(weights[name], np.nan) for name in ("weight_ih", "weight_hh")}
-    h_0 = with_c(states)[0]
-    reference_layers.weight_gradient(kind.cell, case.reverse, order, sizes, x, out, h_0, d_sums, *found.values())
-    return {name: item for name, item in found.items() if name in weights}
+def twin_weights(products: Products) -> Weights:
+    """Return the gradients of the weights and biases over x, and over h where there is `out`."""
+    cell, reverse, _, x, (sizes, order, _), out, h_0, d_sums = in_double(products)
+    found = {name: np.full(shape, np.nan) for name, shape in shapes_of(products).items()}
+    outputs = (found.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    reference_layers.weight_gradient(cell, reverse, order, sizes, x, out, h_0, d_sums, *outputs)
+    return found
 
 
 def twin_gradients(case: Case, n: int = 4) -> tuple[np.ndarray, list[Maybe], Weights]:
     """Return the gradients of x, the initial states and the weights, all twins one after another."""
     saved = twin_forward(case, n)
     sums = twin_backward(case, saved, n)
-    found = twin_weights(case, saved.out, sums.d_sums)
+    P, H = widths(case.weights)
+    h_0 = with_c(case.states)[0]
+    found = twin_weights(Products(case.kind.cell, case.reverse, H, case.x, case.indices, saved.out, h_0, sums.d_sums))
+    found = {name: item for name, item in found.items() if name in case.weights}
     if sums.d_projected is not None:
-        found["weight_hr"] = np.full(case.weights["weight_hr"].shape, np.nan)
-        indices, rows = (case.indices[1], case.indices[0]), (sums.unprojected, None, None)
-        reference_layers.weight_gradient(
-            blocks.LINEAR, case.reverse, *indices, *rows, sums.d_projected, found["weight_hr"], None, None, None
-        )
+        products = Products(blocks.LINEAR, case.reverse, P, sums.unprojected, case.indices, None, None, sums.d_projected)
+        found["weight_hr"] = twin_weights(products)["weight_ih"]
     return twin_input(case.kind, case.weights["weight_ih"], sums.d_sums), sums.d_states, found
