@@ -300,8 +300,8 @@ class PackGradientPanels(NamedTuple):
 class RecurBackward(NamedTuple):
     """From gradients of what `recur` returns to those of its sums and initial states, against the order of steps. Shares: as of `Recur`.
 
-    Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], zeros beyond H; of a GRU, whose n has a sum over
-    x and one over h, the sums are n over x, r, z, n over h.
+    Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], where lanes beyond H are anything; of a GRU, whose
+    n has a sum over x and one over h, the sums are n over x, r, z, n over h.
     """
 
     cell: Size

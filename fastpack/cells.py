@@ -35,7 +35,7 @@ def panel_items(cell: int, F: int, H: int, P: int) -> int:
 def workspace_items(cell: int, rows: int, H: int, P: int) -> int:
     """Return how many items one share of `recur` needs, which has up to `rows` rows in a step."""
     ahead = AHEAD * CELLS[cell].sums * _whole(H)
-    tables = 5 * max(rows, AHEAD) * 2  # of addresses; one takes the place of two float32
+    tables = 7 * max(rows, AHEAD) * 2  # of addresses; one takes the place of two float32
     unprojected = max(rows, AHEAD) * H if P != H else 0
     return _whole(ahead + tables + P + unprojected)
 
@@ -52,13 +52,13 @@ def d_sums_items(cell: int, N: int, H: int) -> int:
 
 def backward_items(rows: int, H: int, P: int) -> int:
     """Return how many items one share of `recur_backward` needs, which has up to `rows` rows in a step."""
-    tables = 6 * rows * 2  # of addresses; one takes the place of two float32
+    tables = 10 * rows * 2  # of addresses; one takes the place of two float32
     return _whole(rows * (2 * H + P) + tables + max(H, P))
 
 
 def weight_gradient_items() -> int:
     """Return how many items one share of `weight_gradient` needs."""
-    return SUMMED * (2 * 2 + 3 * LANES)  # two tables of addresses, and three vectors of columns
+    return SUMMED * (2 * 2 + 3 * LANES) + 3 * LANES  # two tables of addresses, three vectors of columns, and as many zeros
 
 
 def arrivals_items(shares: int) -> int:

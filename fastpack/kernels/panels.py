@@ -1,14 +1,17 @@
-"""Weights into panels: the order in which the tile reads them, one hidden block's after another's, each a single stream.
+"""Weights into panels: the order in which tiles read them, one block's after another's, each a single stream.
 
 A panel holds the weights of `lanes` hidden units: what their sums start from, [sum][lane]; then for each input feature, and
 then for each item of the state, [gate][lane]. Units beyond H are zeros.
+
+A gradient panel holds `lanes` columns of a matrix, for all its rows in the order in which gradients of sums stand: block after
+block of units, in each gate after gate; a GRU's over x begin with n, over h they end with it. Columns beyond the last are zeros.
 """
 
 from typing import Any, NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, is_null
+from fastpack.kernels.memory import advance, as_float32, as_float64, copy_items, is_null
 
 
 class Weights(NamedTuple):
@@ -23,6 +26,13 @@ class Weights(NamedTuple):
     P: int
 
 
+class Columns(NamedTuple):
+    """How many columns a matrix has, and how many from a panel's first on."""
+
+    all: int
+    left: int
+
+
 @helper
 def shape_of(cell):
     # gates, and sums: of a GRU's third gate the sum over x and the sum over h are apart
@@ -31,6 +41,12 @@ def shape_of(cell):
     if cell == blocks.GRU:
         return 3, 4
     return 1, 1
+
+
+@helper
+def saved_of(cell):
+    # what is saved of a unit's gates
+    return 4 if cell == blocks.LSTM or cell == blocks.GRU else 0
 
 
 @helper
@@ -79,3 +95,36 @@ def pack_panels(begin, end, cell, item_bytes, lanes, weight_ih, weight_hh, bias_
         else:
             doubles = Weights(as_float64(weight_ih), as_float64(weight_hh), as_float64(bias_ih), as_float64(bias_hh), F, H, P)
             pack_block(j, as_float64(panels), doubles, cell, lanes)
+
+
+@helper
+def gate_of(cell, over_h, slot):
+    # torch's gates r, z, n of a GRU are n, r, z among the sums over x
+    return (slot + 2) % 3 if cell == blocks.GRU and not over_h else slot
+
+
+@helper
+def pack_columns(panel, weight, columns, cell, over_h, lanes, H):
+    # one panel: `lanes` columns, of which `columns` may be fewer, are at `weight`
+    gates, _ = shape_of(cell)
+    width = min(lanes, columns.left)
+    for block in range(-(-H // lanes)):
+        units = min(lanes, H - block * lanes)
+        for slot in range(gates):
+            first = gate_of(cell, over_h, slot) * H + block * lanes
+            for unit in range(units):
+                copy_items(panel, advance(weight, (first + unit) * columns.all), 0, width)
+                for lane in range(width, lanes):
+                    panel[lane] = 0
+                panel = advance(panel, lanes)
+
+
+@kernel(blocks.PackGradientPanels)
+def pack_gradient_panels(begin, end, cell, over_h, item_bytes, lanes, weight, H, columns, panels):
+    gates, _ = shape_of(cell)
+    for j in range(begin, end):
+        some, place = Columns(columns, columns - j * lanes), j * lanes * gates * H
+        if item_bytes == 4:
+            pack_columns(advance(as_float32(panels), place), advance(as_float32(weight), j * lanes), some, cell, over_h, lanes, H)
+        else:
+            pack_columns(advance(as_float64(panels), place), advance(as_float64(weight), j * lanes), some, cell, over_h, lanes, H)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
-from fastpack.kernels.panels import shape_of
+from fastpack.kernels.panels import saved_of, shape_of
 from fastpack.kernels.shares import Batch, Rows, States, first_step, move_on, own_row, own_rows, step_after
 from fastpack.kernels.simd import VECTOR
 from fastpack.kernels.team import Team, do_phase
@@ -41,6 +41,16 @@ class Call(NamedTuple):
     c_0: Any
     h_n: Any
     c_n: Any
+    c: Any
+    gates: Any
+
+
+class Kept(NamedTuple):
+    """What is kept of each step for gradients, or nothing."""
+
+    saves: int
+    c: Rows
+    gates: Rows
 
 
 class Room(NamedTuple):
@@ -112,14 +122,14 @@ def locate_ahead(t, x, step, batch, table):
 
 @helper
 def locate_states(batch, states, room, H, P):
-    # A sequence's h is read where it was written last, its c stays in c_n.
+    # A sequence's h is read where it was written last, its c stays in c_n unless each step's is kept.
     for k in range(P):
         room.zeros[k] = 0
     for i in range(own_rows(batch, batch.B)):
         index = batch.sorted_indices[own_row(batch, i)]
         room.tables.h[i] = room.zeros if is_null(states.h_0) else advance(states.h_0, index * P)
         if not is_null(states.c_n):
-            room.tables.c[i] = advance(states.c_n, index * H)
+            room.tables.c[i] = room.tables.after[i] = advance(states.c_n, index * H)
 
 
 @helper
@@ -145,21 +155,36 @@ def end_h(units, given):
 
 
 @helper
+def end_c(units, given):
+    batch, states, tables = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        c_n = advance(states.c_n, batch.sorted_indices[own_row(batch, i)] * units.width)
+        copy_items(c_n, tables.c[i], first, last)
+
+
+@helper
 def biases(panels):
     return Starts(panels.panel, 0, panels.block, panels.F)
 
 
 @helper
-def run_share(panels, projection, H, batch, team, x, out, states, room):
+def run_share(panels, projection, H, batch, team, x, out, states, kept, room):
     P, lanes, aside, tables = panels.P, VECTOR // item_bytes_of(out.rows), room.aside, room.tables
     locate_states(batch, states, room, H, P)
     phase = 0 if is_null(states.c_n) else do_phase(team, 0, H, lanes, begin_c, (batch, states))
     left = done = 0  # rows still ahead and rows used of them
     t = batch.T - 1 if batch.reverse else 0
     x_step, out_step = first_step(batch, x), first_step(batch, out)
+    c_step, gates_step = first_step(batch, kept.c), first_step(batch, kept.gates)
+    keeps_c = kept.saves and not is_null(states.c_n)
     while 0 <= t < batch.T:
         n = own_rows(batch, batch.batch_sizes[t])
         locate(tables.out, n, batch, out, out_step)
+        if kept.saves:
+            locate(tables.gates, n, batch, kept.gates, gates_step)
+        if keeps_c:
+            locate(tables.after, n, batch, kept.c, c_step)
         if left == 0 and n > 0 and 2 * n <= AHEAD:
             left, done = locate_ahead(t, x, x_step, batch, tables.x), 0
             phase = do_phase(team, phase, H, lanes, run_ahead, (left, panels, room))
@@ -173,27 +198,35 @@ def run_share(panels, projection, H, batch, team, x, out, states, room):
             phase = do_phase(team, phase, H, lanes, run_step, (n, tables, starts, panels, t % 2))
         else:
             rows = room.unprojected
-            before, after = Tables(tables.x, tables.h, rows, tables.c), Tables(rows, rows, tables.out, rows)
+            before = Tables(tables.x, tables.h, rows, tables.c, tables.after, tables.gates, kept.saves)
+            after = Tables(rows, rows, tables.out, rows, rows, rows, 0)
             phase = do_phase(team, phase, H, lanes, run_step, (n, before, starts, panels, t % 2))
             phase = do_phase(team, phase, P, lanes, run_step, (n, after, biases(projection), projection, t % 2))
         for i in range(n):
             tables.h[i] = tables.out[i]
+            if keeps_c:
+                tables.c[i] = tables.after[i]
         following = step_after(batch, t)
         if 0 <= following < batch.T:
             x_step, out_step = move_on(batch, t, x, x_step), move_on(batch, t, out, out_step)
+            c_step, gates_step = move_on(batch, t, kept.c, c_step), move_on(batch, t, kept.gates, gates_step)
         t = following
+    if keeps_c:
+        phase = do_phase(team, phase, H, lanes, end_c, (batch, states, tables))
     do_phase(team, phase, P, lanes, end_h, (batch, states, tables))
 
 
 @helper
-def room_of(workspace, rows, sums, units):
-    # sums that are begun ahead, five tables, a row of zeros, and rows to be projected
+def room_of(workspace, rows, sums, units, saves):
+    # sums that are begun ahead, seven tables, a row of zeros, and rows to be projected
     lanes = VECTOR // item_bytes_of(workspace)
     block = sums * lanes
     row = -(-units // lanes) * block
     x = as_table(advance(workspace, AHEAD * row))
-    tables = Tables(x, advance(x, rows), advance(x, 2 * rows), advance(x, 3 * rows))
-    return Room(Starts(workspace, row, block, 0), tables, advance(x, 4 * rows), as_items(advance(x, 5 * rows), workspace))
+    h, out, c = advance(x, rows), advance(x, 2 * rows), advance(x, 3 * rows)
+    after, gates = advance(x, 4 * rows), advance(x, 5 * rows)
+    tables = Tables(x, h, out, c, after, gates, saves)
+    return Room(Starts(workspace, row, block, 0), tables, advance(x, 6 * rows), as_items(advance(x, 7 * rows), workspace))
 
 
 @helper
@@ -201,7 +234,8 @@ def run_call(call, batch, team, workspace, common):
     # a call; `workspace` is its own, and `common` the team's first, where all keep what they make together: sums and rows
     F, H, P, item = call.F, call.H, call.P, item_bytes_of(workspace)
     (gates, sums), lanes, rows = shape_of(call.cell), VECTOR // item, max(own_rows(batch, batch.B), AHEAD)
-    own, teams = room_of(workspace, rows, sums, H), room_of(common, rows, sums, H)
+    saves = 0 if is_null(call.gates) else 1
+    own, teams = room_of(workspace, rows, sums, H, saves), room_of(common, rows, sums, H, saves)
     room = Room(teams.aside, own.tables, own.unprojected, own.zeros)
     if not is_null(call.projection):
         for i in range(rows):
@@ -212,15 +246,18 @@ def run_call(call, batch, team, workspace, common):
     out = Rows(as_items(call.out, workspace), call.out_row_bytes // item, call.out_step_bytes // item)
     before = as_items(call.h_0, workspace), as_items(call.c_0, workspace)
     states = States(before[0], before[1], as_items(call.h_n, workspace), as_items(call.c_n, workspace))
-    run_share(panels, projection, H, batch, team, x, out, states, room)
+    kept = Kept(saves, Rows(as_items(call.c, workspace), H, 0), Rows(as_items(call.gates, workspace), saved_of(call.cell) * H, 0))
+    run_share(panels, projection, H, batch, team, x, out, states, kept, room)
 
 
 @kernel(blocks.Recur)
 def recur(
     begin, end, cell, item_bytes, reverse, F, H, P, panels, projection, sorted_indices, batch_sizes, B, T, x, x_row_bytes, x_step_bytes,
-    out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, workspace, workspace_bytes, arrivals, shares
+    out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n, c, gates, workspace, workspace_bytes, arrivals,
+    shares
 ):  # fmt: skip
-    call = Call(cell, F, H, P, panels, projection, x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, c_0, h_n, c_n)
+    rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes
+    call = Call(cell, F, H, P, panels, projection, *rows, h_0, c_0, h_n, c_n, c, gates)
     together = not is_null(arrivals)
     for share in range(begin, begin + 1 if together else end):
         own = advance(workspace, share * workspace_bytes)

@@ -37,7 +37,10 @@ class Tables(NamedTuple):
     x: Any
     h: Any  # of the step before
     out: Any
-    c: Any  # where it stays from step to step
+    c: Any  # of the step before
+    after: Any  # c of this one: the same address where c stays from step to step
+    gates: Any
+    saves: int  # whether there are rows of gates
 
 
 class Starts(NamedTuple):
@@ -102,7 +105,7 @@ class Tile:
         k.add_incoming(number(0), before)
         live = [self._phi(value, before) for value in sums]
         at = builder.mul(k, number(len(gates) * self.kind.lanes))
-        new = self._products(
+        new = self.products(
             live, [self.memory.at(row, k) for row in rows], [self.memory.at(weight, at) for weight in weights], gates, early
         )
         following = builder.add(k, number(1))
@@ -116,7 +119,7 @@ class Tile:
             phi.value.add_incoming(value.value, loop)
         return result
 
-    def _products(self, sums: list[Vector], rows: list[Any], weights: list[Any], gates: tuple[int, ...], early: Any) -> list[Vector]:
+    def products(self, sums: list[Vector], rows: list[Any], weights: list[Any], gates: tuple[int, ...], early: Any) -> list[Vector]:
         """Add one product to each sum: of the item at each row's address with the vectors at each block's."""
         new, memory, lanes = list(sums), self.memory, self.kind.lanes
         factors = [(j, g) for j in range(self.blocks) for g in range(len(gates))]
@@ -154,12 +157,22 @@ class Tile:
         full = self.builder.icmp_signed(">=", left, number(self.blocks * self.kind.lanes))
         with self.builder.if_else(full) as (whole, part):
             with whole:
-                self._cells(sums, tables, first, unit, None)
+                self._kept_or_not(sums, tables, first, unit, None)
             with part:
-                self._cells(sums, tables, first, unit, left)
+                self._kept_or_not(sums, tables, first, unit, left)
 
-    def _cells(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any) -> None:
-        names = ["out"] + ["h"] * self.cell.reads_h + ["c"] * self.cell.has_c
+    def _kept_or_not(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any) -> None:
+        if not self.cell.saved:
+            self._cells(sums, tables, first, unit, left, saves=False)
+            return
+        with self.builder.if_else(self.builder.icmp_signed("!=", tables.saves, number(0))) as (kept, passing):
+            with kept:
+                self._cells(sums, tables, first, unit, left, saves=True)
+            with passing:
+                self._cells(sums, tables, first, unit, left, saves=False)
+
+    def _cells(self, sums: list[Vector], tables: Tables, first: Any, unit: Any, left: Any, *, saves: bool) -> None:
+        names = ["out"] + ["h"] * self.cell.reads_h + ["c", "after"] * self.cell.has_c + ["gates"] * saves
         rows = {name: self.pointers(getattr(tables, name), first) for name in names}
         memory, builder = self.memory, self.builder
         for j in range(self.blocks):
@@ -169,24 +182,38 @@ class Tile:
                 h = memory.load(memory.at(rows["h"][r], at), mask) if self.cell.reads_h else None
                 c = memory.load(memory.at(rows["c"][r], at), mask) if self.cell.has_c else None
                 place = self.place(r, j, 0)
-                h, c = self._formula(sums[place : place + self.cell.sums], h, c)
+                h, c, *saved = self._formula(sums[place : place + self.cell.sums], h, c)
                 if self.cell.has_c:
-                    memory.store(c, memory.at(rows["c"][r], at), mask)
+                    memory.store(c, memory.at(rows["after"][r], at), mask)
                 memory.store(h, memory.at(rows["out"][r], at), mask)
+                if saves:
+                    # a block's gates follow each other: of the last block so many items each as it has units
+                    gates = memory.at(rows["gates"][r], builder.mul(at, number(self.cell.saved)))
+                    units = number(self.kind.lanes) if mask is None else self._units(left, j)
+                    for k, gate in enumerate(saved):
+                        memory.store(gate, memory.at(gates, builder.mul(units, number(k))), mask)
 
-    def _formula(self, sums: list[Vector], h: Vector | None, c: Vector | None) -> tuple[Vector, Vector]:
+    def _units(self, left: Any, j: int) -> Any:
+        """Return how many units block j of the tile has, which may be none, of the `left` ones."""
+        units = self.builder.sub(left, number(j * self.kind.lanes))
+        return self.builder.select(self.builder.icmp_signed("<", units, number(self.kind.lanes)), units, number(self.kind.lanes))
+
+    def _formula(self, sums: list[Vector], h: Vector | None, c: Vector | None) -> list[Vector]:
         """Call the cell's formula, which is written once for all tiles and inlined by LLVM: that takes less time than to write it anew."""
-        vector, nothing = self.kind.vector, sums[0].full(0.0)
-        pair = ir.LiteralStructType([vector, vector])
+        nothing = sums[0].full(0.0)
+        results = ir.LiteralStructType([self.kind.vector] * (2 + self.cell.saved))
 
         def emit(builder: ir.IRBuilder, *values: Any) -> Any:
             *sums, h, c = (Vector(builder, value, self.kind) for value in values)
-            h, c = self.cell.formula(sums, h, c)
-            return builder.insert_value(builder.insert_value(ir.Constant(pair, ir.Undefined), h.value, 0), c.value, 1)
+            h, c, saved = self.cell.formula(sums, h, c)
+            packed = ir.Constant(results, ir.Undefined)
+            for k, value in enumerate([h, c, *saved]):
+                packed = builder.insert_value(packed, value.value, k)
+            return packed
 
         name, given = f"{self.cell.formula.__name__}_{self.kind.bits}", [*sums, h or nothing, c or nothing]
-        after = own_function(self.builder, name, "alwaysinline", [item.value for item in given], pair, emit)
-        return nothing.of(self.builder.extract_value(after, 0)), nothing.of(self.builder.extract_value(after, 1))
+        after = own_function(self.builder, name, "alwaysinline", [item.value for item in given], results, emit)
+        return [nothing.of(self.builder.extract_value(after, k)) for k in range(2 + self.cell.saved)]
 
     def put_aside(self, sums: list[Vector], aside: Any, aside_row: Any) -> None:
         """Store the sums of a block: row after row, `aside_row` items apart."""

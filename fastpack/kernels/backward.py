@@ -1,0 +1,322 @@
+"""The gradients of a recurrence, against its order of steps: of its sums, and of its initial states.
+
+A step takes the gradient of its h from its own output and, by the weights, from the sums of the step after it, applies the cell's
+gradient, and leaves the gradients of its own sums in panels. What these say of weights and inputs is summed up afterwards, over
+all rows at once: see weights.py and inputs.py.
+
+Shares are those of the recurrence: see recurrence.py. "Later" and "before" are meant as the recurrence goes.
+"""
+
+from typing import Any, NamedTuple
+
+from fastpack import blocks
+from fastpack.kernels import gradient
+from fastpack.kernels.along import copy_starts, factors_of, multiply
+from fastpack.kernels.gradient import Sizes, cell_gradient
+from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
+from fastpack.kernels.panels import saved_of, shape_of
+from fastpack.kernels.products import Factors, Target
+from fastpack.kernels.shares import Batch, Rows, move_on, own_row, own_rows, step_after
+from fastpack.kernels.simd import VECTOR
+from fastpack.kernels.team import Team, do_phase
+
+
+class Call(NamedTuple):
+    """The sizes and addresses of a call, as the block has them."""
+
+    cell: int
+    H: int
+    P: int
+    panels: Any
+    projection: Any
+    N: int
+    out: Any
+    out_row_bytes: int
+    out_step_bytes: int
+    h_0: Any
+    c_0: Any
+    c: Any
+    gates: Any
+    d_out: Any
+    d_out_row_bytes: int
+    d_out_step_bytes: int
+    d_h_n: Any
+    d_c_n: Any
+    d_sums: Any
+    d_projected: Any
+    unprojected: Any
+    d_h_0: Any
+    d_c_0: Any
+
+
+class Given(NamedTuple):
+    """What the recurrence kept, and the gradients of its results."""
+
+    states: Rows  # c of an LSTM, h of others
+    state_0: Any  # (B, H), or null
+    gates: Rows
+    d_out: Rows
+    d_h_n: Any
+    d_c_n: Any
+
+
+class Wanted(NamedTuple):
+    """What is to be found."""
+
+    d_sums: Rows
+    d_projected: Rows
+    unprojected: Rows
+    d_h_0: Any
+    d_c_0: Any
+
+
+class Room(NamedTuple):
+    """A share's workspace."""
+
+    rows: gradient.Rows  # tables for a cell's gradient
+    starts: Any  # table: of the gradients of a step's output
+    later: Any  # table: of the gradients of the sums one step later
+    projected: Any  # table: of gradients of the projection's sums
+    ends: Any  # rows (P,): gradients of the output and of the last state together
+    zeros: Any  # (max(H, P),)
+
+
+class Weights(NamedTuple):
+    """By what gradients go from one to the other."""
+
+    recurrent: Factors
+    projection: Factors  # without weights where there is none
+    sizes: Sizes
+    P: int
+
+
+@helper
+def begin_carry(units, given):
+    batch, carry, d_c_n = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        if is_null(d_c_n):
+            for k in range(first, last):
+                carry[i][k] = 0
+        else:
+            copy_items(carry[i], advance(d_c_n, batch.sorted_indices[own_row(batch, i)] * units.width), first, last)
+
+
+@helper
+def product(units, n, later, table, factors, target, back):
+    # of the first `later` of a step's n rows the products, added to the starts; of the others the starts alone
+    multiply(units.first, units.stop, later, table, factors, target, back)
+    copy_starts(units.first, units.stop, later, n, target)
+
+
+@helper
+def run_projected(units, given):
+    # the gradients of the projection's sums, which are those of h
+    n, later, room, weights, target, back = given
+    product(units, n, later, room.later, weights.recurrent, target, back)
+
+
+@helper
+def run_cells(units, given):
+    # the gradient of h before the projection, if any, and the cell's
+    n, later, room, weights, target, back = given
+    if is_null(weights.projection.weights):
+        product(units, n, later, room.later, weights.recurrent, target, back)
+    else:
+        product(units, n, n, room.projected, weights.projection, target, back)
+    for i in range(n):
+        for j in range(units.first, units.stop):
+            cell_gradient(weights.sizes, room.rows, i, j)
+
+
+@helper
+def run_states(units, given):
+    # gradients of the initial states h: of the sequences with steps, products; of the others the starts
+    begun, every, room, weights, target = given
+    product(units, every, begun, room.later, weights.recurrent, target, 0)
+
+
+@helper
+def end_carry(units, given):
+    batch, carry, d_c_0 = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        copy_items(advance(d_c_0, batch.sorted_indices[own_row(batch, i)] * units.width), carry[i], first, last)
+
+
+@helper
+def locate(table, n, batch, rows, t_first):
+    # the addresses of a share's n rows of the step whose first row is number `t_first`, of packed rows
+    for i in range(n):
+        table[i] = advance(rows.rows, (t_first + own_row(batch, i)) * rows.row)
+
+
+@helper
+def locate_at(table, n, batch, rows, step):
+    for i in range(n):
+        table[i] = advance(step, own_row(batch, i) * rows.row)
+
+
+@helper
+def locate_starts(batch, n, later, given, step, room, P):
+    # The gradients of a step's output. Where a sequence ends, that of its last state joins them.
+    for i in range(n):
+        room.starts[i] = room.zeros if is_null(given.d_out.rows) else advance(step, own_row(batch, i) * given.d_out.row)
+    if not is_null(given.d_h_n):
+        for i in range(later, n):
+            last = advance(given.d_h_n, batch.sorted_indices[own_row(batch, i)] * P)
+            if is_null(given.d_out.rows):
+                room.starts[i] = last
+            else:
+                end = advance(room.ends, i * P)
+                for k in range(P):
+                    end[k] = room.starts[i][k] + last[k]
+                room.starts[i] = end
+
+
+@helper
+def locate_states(batch, n, t, step, given, room, H):
+    # The states after this step, and those before it: of the step before or, where a sequence begins, the initial ones.
+    states, rows = given.states, room.rows
+    locate_at(rows.after, n, batch, states, step)
+    before, continued = t + 1 if batch.reverse else t - 1, 0
+    if 0 <= before < batch.T:
+        continued = min(n, own_rows(batch, batch.batch_sizes[before]))
+        size = batch.batch_sizes[t if batch.reverse else before]
+        items = states.step if states.step else states.row * size
+        locate_at(rows.before, continued, batch, states, advance(step, items if batch.reverse else -items))
+    for i in range(continued, n):
+        index = batch.sorted_indices[own_row(batch, i)]
+        rows.before[i] = room.zeros if is_null(given.state_0) else advance(given.state_0, index * H)
+
+
+@helper
+def end_states(batch, given, wanted, room, weights):
+    # where gradients of initial states go, and what products are added to; returns how many sequences have steps
+    begun = own_rows(batch, batch.batch_sizes[0]) if batch.T else 0
+    for i in range(own_rows(batch, batch.B)):
+        index = batch.sorted_indices[own_row(batch, i)] * weights.P
+        room.rows.dh[i] = advance(wanted.d_h_0, index)
+        if i < begun:
+            room.starts[i] = room.rows.carry[i] if weights.sizes.cell == blocks.GRU else room.zeros
+        else:
+            room.starts[i] = room.zeros if is_null(given.d_h_n) else advance(given.d_h_n, index)
+    return begun
+
+
+@helper
+def run_share(weights, batch, team, given, wanted, room):
+    P, H, rows, lanes = weights.P, weights.sizes.H, room.rows, VECTOR // item_bytes_of(room.zeros)
+    later_slot = lanes if weights.sizes.cell == blocks.GRU else 0  # past n over x
+    is_projected = weights.sizes.is_projected
+    phase = do_phase(team, 0, H, lanes, begin_carry, (batch, rows.carry, given.d_c_n))
+    into_dh = Target(room.starts, lanes, rows.dh, lanes, H)
+    if is_projected:
+        into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
+    else:
+        into_projection = into_dh
+    against = Batch(batch.sorted_indices, batch.batch_sizes, batch.B, batch.T, 1 - batch.reverse, batch.share, batch.shares)
+    t, row = (0, 0) if batch.reverse else (batch.T - 1, first_row(batch, batch.T - 1))
+    d_out_step, state_step = step_of(given.d_out, batch, t, row), step_of(given.states, batch, t, row)
+    later = 0  # how many rows of the step have a step after them
+    while 0 <= t < batch.T:
+        n = own_rows(batch, batch.batch_sizes[t])
+        later = min(later, n)
+        locate_starts(batch, n, later, given, d_out_step, room, P)
+        locate_states(batch, n, t, state_step, given, room, H)
+        locate(rows.gates, n, batch, given.gates, row)
+        locate(rows.d_sums, n, batch, wanted.d_sums, row)
+        if is_projected:
+            locate(room.projected, n, batch, wanted.d_projected, row)
+            locate(rows.unprojected, n, batch, wanted.unprojected, row)
+            phase = do_phase(team, phase, P, lanes, run_projected, (n, later, room, weights, into_projection, t % 2))
+            for i in range(n):
+                room.starts[i] = room.zeros
+        phase = do_phase(team, phase, H, lanes, run_cells, (n, later, room, weights, into_dh, t % 2))
+        for i in range(n):
+            room.later[i] = advance(rows.d_sums[i], later_slot)
+        later, following = n, step_after(against, t)
+        if 0 <= following < batch.T:
+            d_out_step = move_on(against, t, given.d_out, d_out_step)
+            state_step = move_on(against, t, given.states, state_step)
+            row += batch.batch_sizes[t] if batch.reverse else -batch.batch_sizes[following]
+        t = following
+    if not is_null(wanted.d_h_0):
+        begun = end_states(batch, given, wanted, room, weights)
+        target = Target(room.starts, lanes, rows.dh, lanes, P)
+        phase = do_phase(team, phase, P, lanes, run_states, (begun, own_rows(batch, batch.B), room, weights, target))
+    if not is_null(wanted.d_c_0):
+        do_phase(team, phase, H, lanes, end_carry, (batch, rows.carry, wanted.d_c_0))
+
+
+@helper
+def first_row(batch, t):
+    row = 0
+    for before in range(t):
+        row += batch.batch_sizes[before]
+    return row
+
+
+@helper
+def step_of(rows, batch, t, row):
+    # the address of step t, whose first row is number `row`
+    return advance(rows.rows, rows.step * t if rows.step else rows.row * row)
+
+
+@helper
+def room_of(workspace, common, rows, H, P):
+    # ten tables, rows where sequences end, rows of zeros; and in common the gradient of h and what is carried over
+    table = as_table(advance(workspace, rows * (2 * H + P)))
+    dh, carry, before, after = table, advance(table, rows), advance(table, 2 * rows), advance(table, 3 * rows)
+    gates, d_sums, unprojected = advance(table, 4 * rows), advance(table, 5 * rows), advance(table, 6 * rows)
+    starts, later, projected = advance(table, 7 * rows), advance(table, 8 * rows), advance(table, 9 * rows)
+    zeros = as_items(advance(table, 10 * rows), workspace)
+    for i in range(rows):
+        dh[i], carry[i] = advance(common, i * H), advance(common, (rows + i) * H)
+    for k in range(max(H, P)):
+        zeros[k] = 0
+    of_cells = gradient.Rows(dh, carry, before, after, gates, d_sums, unprojected)
+    return Room(of_cells, starts, later, projected, advance(workspace, rows * 2 * H), zeros)
+
+
+@helper
+def run_call(call, batch, team, workspace, common):
+    H, P, item = call.H, call.P, item_bytes_of(workspace)
+    (_, sums), lanes, rows = shape_of(call.cell), VECTOR // item, own_rows(batch, batch.B)
+    sizes = Sizes(call.cell, H, call.N * sums * lanes, 0 if is_null(call.projection) else 1)
+    recurrent = factors_of(as_items(call.panels, workspace), call.cell, H, call.N)
+    weights = Weights(recurrent, factors_of(as_items(call.projection, workspace), blocks.LINEAR, P, call.N), sizes, P)
+    h = Rows(as_items(call.out, workspace), call.out_row_bytes // item, call.out_step_bytes // item)
+    c = Rows(as_items(call.c, workspace), H, 0)
+    gates = Rows(as_items(call.gates, workspace), saved_of(call.cell) * H, 0)
+    d_out = Rows(as_items(call.d_out, workspace), call.d_out_row_bytes // item, call.d_out_step_bytes // item)
+    has_c = call.cell == blocks.LSTM
+    state_0 = as_items(call.c_0 if has_c else call.h_0, workspace)
+    given = Given(c if has_c else h, state_0, gates, d_out, as_items(call.d_h_n, workspace), as_items(call.d_c_n, workspace))
+    d_sums = Rows(as_items(call.d_sums, workspace), sums * lanes, sizes.panel)
+    d_projected = Rows(as_items(call.d_projected, workspace), lanes, call.N * lanes)
+    unprojected = Rows(as_items(call.unprojected, workspace), H, 0)
+    wanted = Wanted(d_sums, d_projected, unprojected, as_items(call.d_h_0, workspace), as_items(call.d_c_0, workspace))
+    run_share(weights, batch, team, given, wanted, room_of(workspace, common, rows, H, P))
+
+
+@kernel(blocks.RecurBackward)
+def recur_backward(
+    begin, end, cell, item_bytes, reverse, H, P, panels, projection, sorted_indices, batch_sizes, B, T, N, out, out_row_bytes,
+    out_step_bytes, h_0, c_0, c, gates, d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n, d_sums, d_projected, unprojected, d_h_0,
+    d_c_0, workspace, workspace_bytes, arrivals, shares
+):  # fmt: skip
+    states = out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates
+    given = d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n
+    call = Call(cell, H, P, panels, projection, N, *states, *given, d_sums, d_projected, unprojected, d_h_0, d_c_0)
+    together = not is_null(arrivals)
+    for share in range(begin, begin + 1 if together else end):
+        own = advance(workspace, share * workspace_bytes)
+        common = workspace if together else own
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
+        team = Team(arrivals, begin, end, shares)
+        if item_bytes == 4:
+            run_call(call, batch, team, as_float32(own), as_float32(common))
+        else:
+            run_call(call, batch, team, as_float64(own), as_float64(common))

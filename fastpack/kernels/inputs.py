@@ -1,0 +1,70 @@
+"""The gradients of a recurrence's inputs: of each row the gradients of its sums by weight_ih, many rows at once."""
+
+from typing import Any, NamedTuple
+
+from fastpack import blocks
+from fastpack.kernels.along import factors_of, multiply
+from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, item_bytes_of, stack_pointers
+from fastpack.kernels.panels import shape_of
+from fastpack.kernels.products import Target
+from fastpack.kernels.shares import Rows
+from fastpack.kernels.simd import VECTOR
+
+MANY = 96  # rows at a time: as many tables' entries are on the stack, and so often weights are read from the second-level cache
+ZEROS = VECTOR // 8  # a vector of them, in pointers
+
+
+class Call(NamedTuple):
+    """The sizes and addresses of a call, as the block has them."""
+
+    cell: int
+    F: int
+    H: int
+    panels: Any
+    d_sums: Any
+    N: int
+    B: int
+    add: int
+    d_x: Any
+    d_x_row_bytes: int
+    d_x_step_bytes: int
+
+
+@helper
+def place_of(rows, n, B):
+    # the address of packed row n; where steps lie apart, each has B rows
+    if rows.step:
+        return advance(rows.rows, n // B * rows.step + n % B * rows.row)
+    return advance(rows.rows, n * rows.row)
+
+
+@helper
+def run_call(begin, end, call, like):
+    (_, sums), item = shape_of(call.cell), item_bytes_of(like)
+    lanes = VECTOR // item
+    factors = factors_of(as_items(call.panels, like), call.cell, call.H, call.N)
+    d_x = Rows(as_items(call.d_x, like), call.d_x_row_bytes // item, call.d_x_step_bytes // item)
+    table, outs = as_table(as_items(stack_pointers(MANY), like)), as_table(as_items(stack_pointers(MANY), like))
+    nothing = as_table(as_items(stack_pointers(MANY), like))
+    zeros = as_items(stack_pointers(ZEROS), like)
+    for lane in range(lanes):
+        zeros[lane] = 0
+    for i in range(MANY):
+        nothing[i] = zeros
+    target = Target(outs, lanes, outs, lanes, call.F) if call.add else Target(nothing, 0, outs, lanes, call.F)
+    for first in range(begin, end, MANY):
+        n = min(MANY, end - first)
+        for i in range(n):
+            outs[i] = place_of(d_x, first + i, call.B)
+            table[i] = advance(as_items(call.d_sums, like), (first + i) * sums * lanes)
+        multiply(0, -(-call.F // lanes), n, table, factors, target, first // MANY % 2)
+
+
+@kernel(blocks.InputGradient)
+def input_gradient(begin, end, cell, item_bytes, F, H, panels, d_sums, N, B, add, d_x, d_x_row_bytes, d_x_step_bytes):
+    call = Call(cell, F, H, panels, d_sums, N, B, add, d_x, d_x_row_bytes, d_x_step_bytes)
+    if item_bytes == 4:
+        run_call(begin, end, call, as_float32(d_x))
+    else:
+        run_call(begin, end, call, as_float64(d_x))

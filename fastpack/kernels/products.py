@@ -1,0 +1,246 @@
+"""Products with the gradients of sums: by weights in gradient panels, and, over all rows, by inputs and states.
+
+Gradients of sums are in panels, [block of units][row][sum][lane], so that both products read whole cache lines, one after another:
+the first goes along a row, through all panels, the second down the rows of one.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastpack.blocks import LINEAR
+from fastpack.kernels.cells import CELLS
+from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, number, own_function, switch
+from fastpack.kernels.tile import EARLY, ROWS, Tile, unpack
+
+WIDTH = 4  # the most vectors of a row tile
+TALL = 1 << (REGISTER.accumulators // 3).bit_length() - 1  # the most rows of weights of a sum tile, by up to
+BROAD = 3  # so many vectors: a power of 2, which divides the lanes
+
+
+class Factors(NamedTuple):
+    """What rows of gradients are multiplied by, and how these rows lie in panels."""
+
+    weights: Any  # gradient panels
+    k: int  # how many items a row has
+    panel: int  # items from one panel of rows to the next
+    whole: int  # how many panels are whole
+    run: int  # how many items of a whole panel's row are wanted, side by side
+    part: int  # how many units the last panel has, where it is not whole; else 0
+
+
+class Stretch(NamedTuple):
+    """A part of a row: so many whole panels, then the gates of the last one, counted together."""
+
+    first: int
+    last: int
+
+
+class Target(NamedTuple):
+    """Where products go: block j of row r is at the r-th address and j blocks further on, likewise what it is added to."""
+
+    starts: Any  # table
+    start_block: int
+    outs: Any  # table
+    out_block: int
+    columns: int  # how many there are in all
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def row_tile(_typing: Any, rows: Any, width: Any, table: Any, first: Any, factors: Any, stretch: Any, target: Any, j: Any) -> Any:
+    """Multiply a stretch of `rows` rows, from the table's `first` on, by the weights of `width` blocks of columns from j on."""
+    kind = float_of(factors.types[0].dtype.bitwidth)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        rows, width, *others = args
+
+        def call(blocks: int) -> None:
+            emit = partial(_rows, kind, blocks)
+            own_function(builder, f"rows_{blocks}_{kind.bits}", "noinline", [rows, *others], ir.VoidType(), emit)
+
+        switch(builder, width, {blocks: partial(call, blocks) for blocks in range(1, WIDTH + 1)})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, table, types.int64, factors, stretch, target, types.int64), codegen
+
+
+def _rows(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
+    """Write the tiles of 1 to ROWS rows by `blocks` vectors; `args` are those of `row_tile` but `width`."""
+    rows, table, first, j, at = args[0], args[1], args[2], args[6], Memory(builder, kind).at
+    factors, stretch = Factors(*unpack(builder, args[3])), Stretch(*unpack(builder, args[4]))
+    target = Target(*unpack(builder, args[5]))
+    block = builder.mul(factors.k, number(kind.lanes))
+    weights = [at(factors.weights, builder.mul(builder.add(j, number(v)), block)) for v in range(blocks)]
+    early = builder.select(builder.icmp_signed("==", first, number(0)), number(EARLY // (kind.bits // 8)), number(0))
+    left = builder.sub(target.columns, builder.mul(j, number(kind.lanes)))
+
+    def emit(count: int) -> None:
+        tile = Tile(builder, CELLS[LINEAR], kind, count, blocks)
+        sums = _along(tile, tile.pointers(table, first), weights, factors, stretch, early)
+        starts = [at(place, builder.mul(j, target.start_block)) for place in tile.pointers(target.starts, first)]
+        outs = [at(place, builder.mul(j, target.out_block)) for place in tile.pointers(target.outs, first)]
+        _whole_or_part(tile, sums, left, partial(_add, tile, starts, target.start_block, outs, target.out_block))
+
+    switch(builder, rows, {count: partial(emit, count) for count in range(1, ROWS + 1)})
+
+
+def _along(tile: Tile, rows: list[Any], weights: list[Any], factors: Factors, stretch: Stretch, early: Any) -> list[Vector]:
+    """Return the sums of products along a stretch of the rows: of each whole panel one run, of the last one a run a gate."""
+    builder, memory, lanes = tile.builder, tile.memory, tile.kind.lanes
+    zero = Vector(builder, ir.Constant(tile.kind.vector, [0.0] * lanes), tile.kind)
+    zeros = [zero] * (tile.rows * tile.blocks)
+
+    def body(q: Any, sums: list[Vector]) -> list[Vector]:
+        is_whole, gate = builder.icmp_signed("<", q, factors.whole), builder.sub(q, factors.whole)
+
+        def choose(of_whole: Any, of_part: Any) -> Any:
+            return builder.select(is_whole, of_whole, of_part)
+
+        last = builder.add(builder.mul(factors.whole, factors.panel), builder.mul(gate, number(lanes)))
+        place = choose(builder.mul(q, factors.panel), last)
+        done = builder.add(builder.mul(factors.whole, factors.run), builder.mul(gate, factors.part))
+        k = builder.mul(choose(builder.mul(q, factors.run), done), number(lanes))
+        count = choose(factors.run, factors.part)
+        return tile.stretch(sums, [memory.at(row, place) for row in rows], [memory.at(w, k) for w in weights], (0,), count, early)
+
+    return loop(builder, stretch.first, stretch.last, zeros, body)
+
+
+def loop(builder: ir.IRBuilder, first: Any, last: Any, vectors: list[Vector], body: Any) -> list[Vector]:
+    """Write a loop from `first` up to `last`, and return what `body`, given the counter and the vectors, made of them."""
+    before, head, done = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("loop.done")
+    builder.cbranch(builder.icmp_signed("<", first, last), head, done)
+    builder.position_at_end(head)
+    counter = builder.phi(I64)
+    counter.add_incoming(first, before)
+    live = [_phi(builder, vector, before) for vector in vectors]
+    new = body(counter, live)
+    end = builder.block
+    following = builder.add(counter, number(1))
+    counter.add_incoming(following, end)
+    for phi, vector in zip(live, new, strict=True):
+        phi.value.add_incoming(vector.value, end)
+    builder.cbranch(builder.icmp_signed("<", following, last), head, done)
+    builder.position_at_end(done)
+    result = [_phi(builder, vector, before) for vector in vectors]
+    for phi, vector in zip(result, new, strict=True):
+        phi.value.add_incoming(vector.value, end)
+    return result
+
+
+def _phi(builder: ir.IRBuilder, vector: Vector, before: Any) -> Vector:
+    phi = builder.phi(vector.value.type)
+    phi.add_incoming(vector.value, before)
+    return vector.of(phi)
+
+
+def _whole_or_part(tile: Tile, sums: list[Vector], left: Any, finish: Any) -> None:
+    """Finish a tile of which all columns are wanted, or only the `left` ones: then under masks."""
+    builder, lanes = tile.builder, tile.kind.lanes
+    with builder.if_else(builder.icmp_signed(">=", left, number(tile.blocks * lanes))) as (whole, part):
+        with whole:
+            finish(sums, [None] * tile.blocks)
+        with part:
+            finish(sums, [tile.memory.first_lanes(builder.sub(left, number(v * lanes))) for v in range(tile.blocks)])
+
+
+def _add(tile: Tile, starts: list[Any], start_block: Any, outs: list[Any], out_block: Any, sums: list[Vector], masks: list[Any]) -> None:
+    """Store what stands at `starts` and the sums at `outs`."""
+    builder, memory = tile.builder, tile.memory
+    for r in range(tile.rows):
+        for v, mask in enumerate(masks):
+            start = memory.load(memory.at(starts[r], builder.mul(start_block, number(v))), mask)
+            memory.store(start + sums[tile.place(r, v, 0)], memory.at(outs[r], builder.mul(out_block, number(v))), mask)
+
+
+class Summed(NamedTuple):
+    """What is summed up over rows: items of gradients by columns of inputs."""
+
+    items: Any  # of the first row
+    step: int  # from row to row
+    columns: Any  # [vector][row][lane]
+    vector: int  # items from one vector's to the next's
+    rows: int
+
+
+class Matrix(NamedTuple):
+    """Where the sums go, beside what is there, or beside zeros."""
+
+    place: Any
+    row: int  # items from row to row
+    before: Any  # the same, or zeros
+    before_row: int
+    before_vector: int
+    left: int  # columns
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sum_tile(_typing: Any, count: Any, width: Any, summed: Any, matrix: Any) -> Any:
+    """Add the products of `count` items by `width` vectors of columns, over all rows, to a matrix."""
+    kind = float_of(summed.types[0].dtype.bitwidth)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        def call(vectors: int) -> None:
+            emit = partial(_sums, kind, vectors)
+            own_function(builder, f"sums_{vectors}_{kind.bits}", "noinline", [args[0], *args[2:]], ir.VoidType(), emit)
+
+        switch(builder, args[1], {vectors: partial(call, vectors) for vectors in range(1, BROAD + 1)})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, summed, matrix), codegen
+
+
+def _sums(kind: Float, vectors: int, builder: ir.IRBuilder, *args: Any) -> None:
+    """Write the tiles of 1 to TALL items by `vectors` vectors; `args` are those of `sum_tile` but `width`."""
+    summed, matrix = Summed(*unpack(builder, args[1])), Matrix(*unpack(builder, args[2]))
+    at = Memory(builder, kind).at
+
+    def emit(count: int) -> None:
+        tile = Tile(builder, CELLS[LINEAR], kind, count, vectors)
+        zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
+
+        def body(n: Any, sums: list[Vector]) -> list[Vector]:
+            row = at(summed.items, builder.mul(n, summed.step))
+            column = at(summed.columns, builder.mul(n, number(kind.lanes)))
+            columns = [at(column, builder.mul(summed.vector, number(v))) for v in range(vectors)]
+            return tile.products(sums, [at(row, r) for r in range(count)], columns, (0,), None)
+
+        sums = loop(builder, number(0), summed.rows, [zero] * (count * vectors), body)
+        starts = [at(matrix.before, builder.mul(matrix.before_row, number(r))) for r in range(count)]
+        outs = [at(matrix.place, builder.mul(matrix.row, number(r))) for r in range(count)]
+        _whole_or_part(tile, sums, matrix.left, partial(_add, tile, starts, matrix.before_vector, outs, number(kind.lanes)))
+
+    switch(builder, args[0], {count: partial(emit, count) for count in range(1, TALL + 1)})
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sum_rows(_typing: Any, items: Any, step: Any, rows: Any, place: Any, before: Any, left: Any) -> Any:
+    """Add a vector of each of some rows to what stands at `before`, and store it at `place`."""
+    kind = float_of(items.dtype.bitwidth)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        own_function(builder, f"sum_rows_{kind.bits}", "noinline", args, ir.VoidType(), partial(_sum_rows, kind))
+        return context.get_dummy_value()
+
+    return types.void(items, types.int64, types.int64, items, items, types.int64), codegen
+
+
+def _sum_rows(kind: Float, builder: ir.IRBuilder, items: Any, step: Any, rows: Any, place: Any, before: Any, left: Any) -> None:
+    memory, chains = Memory(builder, kind), 4  # in one chain each row would wait for the sum of those before
+    tile = Tile(builder, CELLS[LINEAR], kind, 1, 1)
+    zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
+    fours = builder.sdiv(rows, number(chains))
+
+    def row(n: Any) -> Vector:
+        return memory.load(memory.at(items, builder.mul(n, step)))
+
+    def four(m: Any, sums: list[Vector]) -> list[Vector]:
+        n = builder.mul(m, number(chains))
+        return [one + row(builder.add(n, number(k))) for k, one in enumerate(sums)]
+
+    a, b, c, d = loop(builder, number(0), fours, [zero] * chains, four)
+    (rest,) = loop(builder, builder.mul(fours, number(chains)), rows, [zero], lambda n, sums: [sums[0] + row(n)])
+    _whole_or_part(tile, [(a + b) + (c + d) + rest], left, partial(_add, tile, [before], number(0), [place], number(0)))
