@@ -155,7 +155,7 @@ def recur_backward(
 ) -> None:
     """From the gradients of what `recur` returned, d_out (N, P), d_h_n (B, P) and d_c_n (B, H), None for zeros, find those before it.
 
-    These are d_h_0 and d_c_0, unless None, and those of the sums: d_sums (units / lanes, N, sums, lanes), zeros beyond H. The sums of
+    These are d_h_0 and d_c_0, unless None, and those of the sums: d_sums (units / lanes, N, sums, lanes), anything beyond H. The sums of
     an LSTM are i, f, g, o; of a GRU n over x, r, z, n over h; of the others one. Of a projection, d_projected (states / lanes, N, 1,
     lanes) are the gradients of the states h, and `unprojected` (N, H) is what was projected to them.
 
@@ -295,11 +295,11 @@ def _gradient_weight(panels: Array, cell: int, over_h: int, columns: int) -> Arr
 
 def _by_gate(d_sums: Array, cell: int, over_h: int, rows: int) -> Array:
     """Return the gradients of sums as (N, G * H), in the order of the `rows` = G * H rows of torch's weight_ih, or weight_hh."""
-    gates = GATES.get(cell, 1)
-    units = np.moveaxis(d_sums, 0, 2).reshape(*d_sums.shape[1:3], -1)[..., : rows // gates]  # (N, sums, H)
-    by_gate = np.empty((len(units), gates, rows // gates), d_sums.dtype)
+    gates, (count, N, sums, lanes) = GATES.get(cell, 1), d_sums.shape
+    units = np.moveaxis(d_sums, 0, 2).reshape(N, sums, count * lanes)[..., : rows // gates]  # (N, sums, H)
+    by_gate = np.empty((N, gates, rows // gates), d_sums.dtype)
     by_gate[:, _order(cell, over_h)] = units[:, -gates:] if over_h else units[:, :gates]
-    return by_gate.reshape(-1, rows)
+    return by_gate.reshape(N, rows)
 
 
 def _write_blocks(blocks: Any, rows: slice, values: Array) -> None:

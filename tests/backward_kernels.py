@@ -33,24 +33,26 @@ def placed(array: Maybe, place: Place) -> Maybe:
     return None if array is None else place(array, array.itemsize)
 
 
-def amid(rows: Maybe, place: Place) -> Maybe:
-    """Return rows as parts of wider ones, of which the rest is NaN."""
+def amid(rows: Maybe, place: Place) -> tuple[Maybe, np.ndarray]:
+    """Return rows as parts of wider ones, which are NaN elsewhere, and these; of a padded batch sequences or steps may be first.
+
+    The parts are in the middle, but at the end where a forbidden page is.
+    """
     if rows is None:
-        return None
-    if not rows.flags.c_contiguous:  # steps first
-        return amid(rows.swapaxes(0, 1), place).swapaxes(0, 1)
-    wide = place(np.full((*rows.shape[:-1], 2 * rows.shape[-1] + 1), np.nan, rows.dtype), rows.itemsize)
-    part = wide[..., rows.shape[-1] :][..., : rows.shape[-1]]
-    part[...] = rows
-    return part
+        return None, np.empty(0)
+    width, item = rows.shape[-1], rows.itemsize
+    first, margin = {None: (width, 1), True: (0, 1), False: (1, 0)}[getattr(place, "before", None)]
+    steps_first = rows.ndim == 3 and rows.strides[1] > rows.strides[0]
+    shape = rows.swapaxes(0, 1).shape if steps_first else rows.shape
+    wide = place(np.full((*shape[:-1], first + width + margin), np.nan, rows.dtype), item)
+    wide = wide.swapaxes(0, 1) if steps_first else wide
+    wide[..., first : first + width] = rows
+    return wide[..., first : first + width], wide
 
 
-def assert_alone(part: Maybe) -> None:
-    """Fail where the rest of rows that are `amid` wider ones was written."""
-    if part is not None:
-        wide, width = part.base, part.shape[-1]
-        assert np.isnan(wide[..., :width]).all()
-        assert np.isnan(wide[..., 2 * width :]).all()
+def assert_alone(part: np.ndarray, wide: np.ndarray) -> None:
+    """Fail where something was written beside parts of wider rows, which hold no NaN themselves."""
+    assert np.isnan(wide).sum() == wide.size - part.size + np.isnan(part).sum()
 
 
 def in_any_order(shares: int) -> list[tuple[int, int]]:
@@ -108,7 +110,7 @@ def run_backward(
     d_sums = place(sums_room(cell, N, H, dtype), 64)
     d_projected = place(sums_room(blocks.LINEAR, N, P, dtype), 64) if projected else None
     unprojected = placed(np.full((N, H), np.nan, dtype), place) if projected else None
-    out, d_out = amid(saved.out, place), amid(case.d_out, place)
+    (out, _), (d_out, _) = amid(saved.out, place), amid(case.d_out, place)
     states, d_after = ([placed(item, place) for item in with_c(pair)] for pair in (case.states, case.d_after))
     has = [True, CELLS[cell].has_c]
     d_states = [placed(np.full((B, width), np.nan, dtype), place) if has[k] and wanted[k] else None for k, width in enumerate((P, H))]
@@ -150,12 +152,12 @@ def run_input(
     """Run `input_gradient` on the packed rows of each pair (begin, end), over rows like d_x; `add` is to what is there."""
     F, H, N = weight_ih.shape[1], len(weight_ih) // CELLS[kind.cell].gates, d_sums.shape[1]
     panels = run_gradient_panels(kind.cell, 0, weight_ih, place)
-    found, given = amid(d_x, place), roomy(d_sums, kind.cell, H, place)
+    (found, wide), given = amid(d_x, place), roomy(d_sums, kind.cell, H, place)
     sizes = kind.cell, d_x.itemsize, F, H
     block = blocks.InputGradient(*sizes, address(panels), address(given), N, d_x.shape[0], add, address(found), *strides(found))
     for call in calls:
         machine.run(block, *call)
-    assert_alone(found)
+    assert_alone(found, wide)
     return found
 
 
@@ -167,7 +169,7 @@ def run_weights(products: Products, shares: int = 1, place: Place = as_it_is, wa
     shapes = shapes_of(products)
     found = {name: placed(np.full(shapes[name], np.nan, x.dtype), place) for name in wanted or shapes}
     workspace = place(np.full((shares, weight_gradient_items()), np.nan, x.dtype), 64)
-    x, out = amid(x, place), amid(out, place)
+    (x, _), (out, _) = amid(x, place), amid(out, place)
     h_0, sizes, order = placed(h_0, place), place(sizes, 8), place(order, 8)
     block = blocks.WeightGradient(
         *(cell, item, reverse, F, H, P, address(order), address(sizes), len(order), len(sizes), d_sums.shape[1]),

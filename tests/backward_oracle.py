@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 class Sums(NamedTuple):
     """What `recur_backward` finds."""
 
-    d_sums: np.ndarray  # (H / lanes, N, sums, lanes)
+    d_sums: np.ndarray  # (H / lanes, N, sums, lanes), anything beyond H
     d_projected: Maybe  # (P / lanes, N, 1, lanes)
     unprojected: Maybe  # (N, H)
     d_states: list[Maybe]
@@ -86,6 +86,21 @@ def in_double(case: Any) -> Any:
         items = [in_double(item) for item in case]
         return type(case)(*items) if hasattr(case, "_fields") else type(case)(items)
     return case
+
+
+def of_units(d_sums: np.ndarray, H: int) -> np.ndarray:
+    """Return gradients of sums without what is beyond H: (N, sums, H)."""
+    count, N, sums, n = d_sums.shape
+    return np.moveaxis(d_sums, 0, 2).reshape(N, sums, count * n)[..., :H]
+
+
+def in_blocks(values: np.ndarray, n: int) -> np.ndarray:
+    """Return gradients of sums (N, sums, H) in blocks of n lanes, with NaN beyond H."""
+    N, sums, H = values.shape
+    count = -(-H // n)
+    padded = np.full((N, sums, count * n), np.nan, values.dtype)
+    padded[..., :H] = values
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(N, sums, count, n), 2, 0))
 
 
 def with_c(pair: Sequence[Maybe]) -> list[Maybe]:
