@@ -212,10 +212,7 @@ def run_share(weights, batch, team, given, wanted, room):
     is_projected = weights.sizes.is_projected
     phase = do_phase(team, 0, H, lanes, begin_carry, (batch, rows.carry, given.d_c_n))
     into_dh = Target(room.starts, lanes, rows.dh, lanes, H)
-    if is_projected:
-        into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
-    else:
-        into_projection = into_dh
+    into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
     against = Batch(batch.sorted_indices, batch.batch_sizes, batch.B, batch.T, 1 - batch.reverse, batch.share, batch.shares)
     t, row = (0, 0) if batch.reverse else (batch.T - 1, first_row(batch, batch.T - 1))
     d_out_step, state_step = step_of(given.d_out, batch, t, row), step_of(given.states, batch, t, row)

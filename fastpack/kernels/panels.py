@@ -11,7 +11,21 @@ from typing import Any, NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, copy_items, is_null
+from fastpack.kernels.memory import (
+    advance,
+    as_bytes,
+    as_float32,
+    as_float64,
+    copy_items,
+    is_null,
+    item_bytes_of,
+    stack_pointers,
+    transposer,
+)
+from fastpack.kernels.simd import VECTOR
+
+LANES = VECTOR // 4  # the most that a vector has
+transpose_4, transpose_8 = transposer(4, VECTOR // 4), transposer(8, VECTOR // 8)
 
 
 class Weights(NamedTuple):
@@ -64,16 +78,32 @@ def pack_starts(panel, weights, gates, sums, lanes, unit):
 
 
 @helper
+def transpose(rows, columns, panel, step, lanes):
+    # Whole tiles of `lanes` rows of a matrix to [column][lane], with `step` items from column to column; returns how many columns
+    # these are. One by one, an item takes six times as long.
+    item = item_bytes_of(panel)
+    sources, targets = stack_pointers(LANES), stack_pointers(LANES)
+    for lane in range(lanes):
+        sources[lane] = as_bytes(advance(rows, lane * columns))
+        targets[lane] = as_bytes(advance(panel, lane * step))
+    whole = columns - columns % lanes
+    for k in range(0, whole, lanes):
+        if item == 4:
+            transpose_4(sources, k * item, targets, k * step * item)
+        else:
+            transpose_8(sources, k * item, targets, k * step * item)
+    return whole
+
+
+@helper
 def pack_matrix(panel, matrix, columns, gates, lanes, unit, H):
     for gate in range(gates):
+        rows, to, done = advance(matrix, (gate * H + unit) * columns), advance(panel, gate * lanes), 0
+        if unit + lanes <= H:
+            done = transpose(rows, columns, to, gates * lanes, lanes)
         for lane in range(lanes):
-            if unit + lane < H:
-                row = advance(matrix, (gate * H + unit + lane) * columns)
-                for k in range(columns):
-                    panel[(k * gates + gate) * lanes + lane] = row[k]
-            else:
-                for k in range(columns):
-                    panel[(k * gates + gate) * lanes + lane] = 0
+            for k in range(done, columns):
+                to[k * gates * lanes + lane] = rows[lane * columns + k] if unit + lane < H else 0
 
 
 @helper

@@ -186,7 +186,9 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             ends[1] + c if len(ends) == 2 else 0,
         )
         counters = ctypes.addressof(arrivals) + 8 * k * arrivals_items(shares) if arrivals else 0
-        block = blocks.Recur(cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, 0, 0, *workspace[:2], counters, shares)
+        block = blocks.Recur(
+            cell, item, reverse, F, H, P, *weights, *layout, *source, *target, *states, 0, 0, *workspace[:2], counters, shares
+        )
         parallel.run_on(block, shares, shares)
     return out, after
 
