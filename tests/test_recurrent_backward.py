@@ -19,15 +19,8 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 each_shape = pytest.mark.parametrize(
     ("lengths", "H", "P"),
     [
-        (LENGTHS, 5, 0),
-        (MANY, 21, 4),
-        (LENGTHS, 40, 7),
-        (MANY, 33, 32),
-        ([4, 4], 1, 0),
-        ([5], 64, 0),
-        ([2, 0, 7], 16, 15),
-        (MANY, 70, 1),
-        ([0, 0], 9, 2),
+        *((LENGTHS, 5, 0), (MANY, 21, 4), (LENGTHS, 40, 7), (MANY, 33, 32), (MANY, 70, 1)),
+        *(([4, 4], 1, 0), ([5], 64, 0), ([2, 0, 7], 16, 15), ([0, 0], 9, 2), ([9] * 12 + [4] * 3, 33, 5)),
     ],
 )
 
@@ -73,6 +66,21 @@ def test_what_recur_keeps(kind: Kind, dtype: type, lengths: list[int], H: int, P
             assert_close(kept(saved), kept(expected), CLOSE[case.x.dtype])
             first = first or kept(saved)
             assert_same_arrays(kept(saved), first)
+
+
+@each_kind
+@each_dtype
+def test_gates_that_are_all_but_closed_or_open(kind: Kind, dtype: type):
+    sums = [-1000, -110, -89, -50, -17.5, -1, 0, 1, 9, 20, 89, 110, 1000]
+    gates = CELLS[kind.cell].gates  # each of which has a feature of its own
+    case = case_of(kind, [1] * len(sums) ** gates, gates, 1, dtype=dtype)
+    weights = case.weights | {"weight_ih": np.eye(gates, dtype=dtype)} | {"bias_ih": case.weights["bias_ih"] * 0}
+    case = case._replace(weights=weights, x=np.array(list(product(sums, repeat=gates)), dtype))
+    saved, _ = run_forward(case)
+    expected = twin_forward(case, lanes(case.x.itemsize))
+    assert_close(kept(saved), kept(expected), CLOSE[case.x.dtype])
+    gradients = found_of(twin_backward(case, expected, lanes(case.x.itemsize)), case.weights)
+    assert_close(found_of(run_backward(case, saved), case.weights), gradients, CLOSE[case.x.dtype])
 
 
 # ---- recur_backward
@@ -125,12 +133,18 @@ def test_rows_of_a_padded_batch(kind: Kind, dtype: type):
             case = case_of(kind, lengths, 3, 19, P, reverse, dtype)
             saved, _ = run_forward(case)
             expected = found_of(run_backward(case, saved), case.weights)
-            rows = [padded(item, case, time_first) for item in (saved.out, case.d_out)]
+            rows = [padded(item, case, time_first) for item in (saved.out, case.d_out, case.x)]
             for shares, together in [(1, []), (2, []), (2, [(0, 2)])]:
+                for out, d_out in product((saved.out, rows[0]), (case.d_out, rows[1])):
+                    canaries = Canaries()
+                    sums = run_backward(case._replace(d_out=d_out), saved._replace(out=out), shares, canaries, together)
+                    canaries.check()
+                    assert_same_arrays(found_of(sums, case.weights), expected)
                 canaries = Canaries()
-                sums = run_backward(case._replace(d_out=rows[1]), saved._replace(out=rows[0]), shares, canaries, together)
+                again, _ = run_forward(case._replace(x=rows[2]), shares, canaries, together)
                 canaries.check()
-                assert_same_arrays(found_of(sums, case.weights), expected)
+                np.testing.assert_array_equal(again.out, rows[0])
+                assert_same_arrays(kept(again)[1:], kept(saved)[1:])
 
 
 def padded(rows: np.ndarray, case: Case, time_first: bool) -> np.ndarray:
@@ -143,9 +157,9 @@ def padded(rows: np.ndarray, case: Case, time_first: bool) -> np.ndarray:
 
 @each_kind
 @each_dtype
-@pytest.mark.parametrize("P", [0, 100])
-def test_large_weights(kind: Kind, dtype: type, P: int):
-    case = case_of(kind, [2, 3, 1], 3, 1024, P, 0, dtype)
+@pytest.mark.parametrize(("H", "P"), [(1024, 0), (1001, 100)])
+def test_large_weights(kind: Kind, dtype: type, H: int, P: int):
+    case = case_of(kind, [2, 3, 1], 3, H, P, 0, dtype)
     saved, _ = run_forward(case)
     expected = found_of(twin_backward(case, saved, lanes(case.x.itemsize)), case.weights)
     first = None
