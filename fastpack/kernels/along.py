@@ -3,12 +3,13 @@
 from fastpack.kernels.kernel import helper
 from fastpack.kernels.memory import advance, copy_items, item_bytes_of
 from fastpack.kernels.panels import shape_of
-from fastpack.kernels.products import WIDTH, Factors, Stretch, Target, row_tile
+from fastpack.kernels.products import FEW, WIDTH, Factors, Stretch, Target, pair_tile, row_tile
 from fastpack.kernels.simd import VECTOR
 from fastpack.kernels.tile import ROWS
 
 # Bytes of weights that a stretch may have in all of a tile's columns: they stay in the second-level cache for all rows
 CLOSE = 3 << 17
+HALVED = 4  # whole panels from which on a row is multiplied in two halves: with fewer, adding them up costs more than it gains
 
 
 @helper
@@ -20,28 +21,46 @@ def factors_of(panels, cell, H, N):
 
 
 @helper
-def multiply(first_block, last_block, n, table, factors, target, back):
-    # The first n rows of a table, in these blocks of columns, from the last one down if `back`. A long row is multiplied in
-    # stretches, always the same, so a row's result does not depend on its neighbours.
-    lanes = VECTOR // item_bytes_of(factors.weights)
-    gates = factors.run // lanes
-    runs = factors.whole + (gates if factors.part else 0)
-    length = max(1, CLOSE // (WIDTH * factors.run * VECTOR))
-    groups = -(-(last_block - first_block) // WIDTH)
+def multiply_stretch(group, n, table, factors, target, begin, middle, end):
+    # The runs begin..middle and middle..end of the first n rows, in a group of blocks of columns. The two halves are two sums,
+    # which are added one after the other: with few rows both are under way at once, or there would be too few to hide their latency.
+    first_block, width = group
+    after = Target(target.outs, target.out_block, target.outs, target.out_block, target.columns)
+    if begin > 0:
+        target = after
     tiles = -(-n // ROWS)
-    for k in range(groups):
-        group = groups - 1 - k if back else k
-        j = first_block + (last_block - first_block) * group // groups
-        width = first_block + (last_block - first_block) * (group + 1) // groups - j
-        for begin in range(0, runs, length):
-            stretch = Stretch(begin, min(begin + length, runs))
-            starts, start_block = (target.starts, target.start_block) if begin == 0 else (target.outs, target.out_block)
-            beside = Target(starts, start_block, target.outs, target.out_block, target.columns)
+    if n <= FEW and middle < end:
+        if n > 0:
+            pair_tile(n, width, table, factors, Stretch(begin, middle), target, first_block)
+    else:
+        for half in range(2):
+            stretch = Stretch(middle, end) if half else Stretch(begin, middle)
             first = 0  # rows in tiles as equal as can be
-            for tile in range(tiles):
+            for tile in range(tiles if stretch.first < stretch.last else 0):
                 rows = (n + tile) // tiles
-                row_tile(rows, width, table, first, factors, stretch, beside, j)
+                row_tile(rows, width, table, first, factors, stretch, after if half else target, first_block)
                 first += rows
+
+
+@helper
+def multiply(first_block, last_block, n, table, factors, target, back):
+    # The first n rows of a table, in these blocks of columns, from the last one down if `back`. Along a row it goes in stretches
+    # of at most `most` panels, which depend on the shape alone, so that a row's result does not depend on its neighbours.
+    lanes = VECTOR // item_bytes_of(factors.weights)
+    runs = factors.whole + (factors.run // lanes if factors.part else 0)
+    most = max(1, CLOSE // (WIDTH * factors.run * VECTOR))
+    groups = -(-(last_block - first_block) // WIDTH)
+    for k in range(groups):
+        place = groups - 1 - k if back else k
+        j = first_block + (last_block - first_block) * place // groups
+        group = j, first_block + (last_block - first_block) * (place + 1) // groups - j
+        begin = 0
+        while factors.whole - begin >= HALVED or factors.whole - begin > most:
+            half = min((factors.whole - begin) // 2, most)
+            multiply_stretch(group, n, table, factors, target, begin, begin + half, begin + 2 * half)
+            begin += 2 * half
+        if begin < runs:
+            multiply_stretch(group, n, table, factors, target, begin, runs, runs)
 
 
 @helper

@@ -17,6 +17,7 @@ from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of
 from fastpack.kernels.tile import EARLY, ROWS, Tile, unpack
 
 WIDTH = 4  # the most vectors of a row tile
+FEW = ROWS // 2  # the most rows of a pair tile, whose sums are twice as many
 TALL = 1 << (REGISTER.accumulators // 3).bit_length() - 1  # the most rows of weights of a sum tile, by up to
 BROAD = 3  # so many vectors: a power of 2, which divides the lanes
 
@@ -109,6 +110,61 @@ def _along(tile: Tile, rows: list[Any], weights: list[Any], factors: Factors, st
     return loop(builder, stretch.first, stretch.last, zeros, body)
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def pair_tile(_typing: Any, rows: Any, width: Any, table: Any, factors: Any, stretch: Any, target: Any, j: Any) -> Any:
+    """Do what `row_tile` does of a stretch of whole panels and then of the one as long that follows, of the first 1 to FEW rows."""
+    kind = float_of(factors.types[0].dtype.bitwidth)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        rows, width, *others = args
+
+        def call(blocks: int) -> None:
+            emit = partial(_pairs, kind, blocks)
+            own_function(builder, f"pairs_{blocks}_{kind.bits}", "noinline", [rows, *others], ir.VoidType(), emit)
+
+        switch(builder, width, {blocks: partial(call, blocks) for blocks in range(1, WIDTH + 1)})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, table, factors, stretch, target, types.int64), codegen
+
+
+def _pairs(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
+    """Write the tiles of 1 to FEW rows by `blocks` vectors, twice each; `args` are those of `pair_tile` but `width`."""
+    rows, table, j, at = args[0], args[1], args[5], Memory(builder, kind).at
+    factors, stretch = Factors(*unpack(builder, args[2])), Stretch(*unpack(builder, args[3]))
+    target = Target(*unpack(builder, args[4]))
+    block = builder.mul(factors.k, number(kind.lanes))
+    weights = [at(factors.weights, builder.mul(builder.add(j, number(v)), block)) for v in range(blocks)]
+    left = builder.sub(target.columns, builder.mul(j, number(kind.lanes)))
+    further = builder.sub(stretch.last, stretch.first)
+    row_further = builder.mul(further, factors.panel)
+    weight_further = builder.mul(builder.mul(further, factors.run), number(kind.lanes))
+
+    def emit(count: int) -> None:
+        tile, sums_of_one = Tile(builder, CELLS[LINEAR], kind, count, blocks), count * blocks
+        places = tile.pointers(table, number(0))
+
+        def run(q: Any, sums: list[Vector]) -> list[Vector]:
+            row, weight = builder.mul(q, factors.panel), builder.mul(builder.mul(q, factors.run), number(kind.lanes))
+
+            def step(k: Any, sums: list[Vector]) -> list[Vector]:
+                item, factor = builder.add(row, k), builder.add(weight, builder.mul(k, number(kind.lanes)))
+                items, factors_here = [at(place, item) for place in places], [at(w, factor) for w in weights]
+                one = tile.products(sums[:sums_of_one], items, factors_here, (0,), None)
+                items, factors_here = [at(place, row_further) for place in items], [at(w, weight_further) for w in factors_here]
+                return one + tile.products(sums[sums_of_one:], items, factors_here, (0,), None)
+
+            return loop(builder, number(0), factors.run, sums, step)
+
+        zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
+        sums = loop(builder, stretch.first, stretch.last, [zero] * (2 * sums_of_one), run)
+        starts = [at(place, builder.mul(j, target.start_block)) for place in tile.pointers(target.starts, number(0))]
+        outs = [at(place, builder.mul(j, target.out_block)) for place in tile.pointers(target.outs, number(0))]
+        _whole_or_part(tile, sums, left, partial(_add, tile, starts, target.start_block, outs, target.out_block))
+
+    switch(builder, rows, {count: partial(emit, count) for count in range(1, FEW + 1)})
+
+
 def loop(builder: ir.IRBuilder, first: Any, last: Any, vectors: list[Vector], body: Any) -> list[Vector]:
     """Write a loop from `first` up to `last`, and return what `body`, given the counter and the vectors, made of them."""
     before, head, done = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("loop.done")
@@ -148,12 +204,14 @@ def _whole_or_part(tile: Tile, sums: list[Vector], left: Any, finish: Any) -> No
 
 
 def _add(tile: Tile, starts: list[Any], start_block: Any, outs: list[Any], out_block: Any, sums: list[Vector], masks: list[Any]) -> None:
-    """Store what stands at `starts` and the sums at `outs`."""
-    builder, memory = tile.builder, tile.memory
+    """Store what stands at `starts` and the sums, one set of them after another, at `outs`."""
+    builder, memory, each = tile.builder, tile.memory, tile.rows * tile.blocks
     for r in range(tile.rows):
         for v, mask in enumerate(masks):
-            start = memory.load(memory.at(starts[r], builder.mul(start_block, number(v))), mask)
-            memory.store(start + sums[tile.place(r, v, 0)], memory.at(outs[r], builder.mul(out_block, number(v))), mask)
+            total = memory.load(memory.at(starts[r], builder.mul(start_block, number(v))), mask)
+            for place in range(tile.place(r, v, 0), len(sums), each):
+                total = total + sums[place]
+            memory.store(total, memory.at(outs[r], builder.mul(out_block, number(v))), mask)
 
 
 class Summed(NamedTuple):
