@@ -64,7 +64,9 @@ def splits(N: int) -> list[list[tuple[int, int]]]:
 
 @each_kind
 @each_dtype
-@pytest.mark.parametrize(("N", "F", "H"), [(7, 1, 1), (36, 5, 21), (103, 16, 16), (1, 70, 33), (50, 33, 70), (207, 3, 40), (5, 64, 64)])
+@pytest.mark.parametrize(
+    ("N", "F", "H"), [(7, 1, 1), (36, 5, 21), (103, 16, 16), (1, 70, 33), (50, 33, 70), (207, 3, 40), (5, 64, 64), (9, 20, 150)]
+)
 def test_input_gradient(kind: Kind, dtype: type, N: int, F: int, H: int):
     weight, d_sums = normal(CELLS[kind.cell].gates * H, F, dtype=dtype) / dtype(np.sqrt(H)), sums_of(kind.cell, N, H, dtype)
     there = normal(N, F, dtype=dtype, seed=5)
