@@ -76,7 +76,9 @@ def test_a_large_layer():
 
 @pytest.mark.parametrize(("cell", "own"), CELLS, ids=str)
 @pytest.mark.parametrize("is_in_autograd", [False, True])
-@pytest.mark.parametrize("by", [fp.LSTM.__call__, lambda layer, *call: by_torch.forward(layer, layer.theirs, *call)], ids=["kernels", "torch"])
+@pytest.mark.parametrize(
+    "by", [fp.LSTM.__call__, lambda layer, *call: by_torch.forward(layer, layer.theirs, *call)], ids=["kernels", "torch"]
+)
 def test_sequences_without_rows_keep_their_states(cell, own, is_in_autograd, by):
     theirs, ours = pair(cell, num_layers=2, bidirectional=True, **own)
     batch = packed(lengths=[0, 3, 0, 2])

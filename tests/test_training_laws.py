@@ -137,7 +137,7 @@ def test_what_is_not_finite_stays_in_its_sequence(bad: float) -> None:
             others = [0, 2, 3]
             assert_same_bits([found[k] for k in others], [clean[k] for k in others])
             assert_same_bits([state[:, others] for state in found_states], [state[:, others] for state in clean_states])
-            if bad != bad or cell == "GRU":
+            if where == "a gradient":  # what a ReLU has of a NaN is no NaN, to torch neither
                 assert not found[1].isfinite().all()
 
 
