@@ -18,11 +18,15 @@ FLOATS = [torch.float32, *HALVES]
 
 
 def cast(batch: Any, hx: Any, dtype: torch.dtype, state_dtype: torch.dtype | None) -> tuple[Any, Any]:
+    given = with_data(batch, rows_of(batch).to(dtype))
     if state_dtype is None:
-        hx = None
-    else:
-        hx = tuple(state.to(state_dtype) for state in hx) if isinstance(hx, tuple) else hx.to(state_dtype)
-    return with_data(batch, rows_of(batch).to(dtype)), hx
+        return given, None
+    return given, tuple(state.to(state_dtype) for state in hx) if isinstance(hx, tuple) else hx.to(state_dtype)
+
+
+def as_others(exact: Any, others: Any) -> list[torch.Tensor]:
+    """Return tensors rounded to the dtypes of others, in float32."""
+    return [one.to(other.dtype).float() for one, other in zip(exact, others, strict=True)]
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -61,12 +65,8 @@ def test_values_and_gradients_are_those_of_float32(cell: str, own: dict) -> None
             with kernels_differentiate():
                 found.append([results, torch.autograd.grad(results, [data, *begun, *ours.parameters()], given)])
         (exact, exact_gradients), (results, gradients) = found
-        assert_same_bits(
-            [result.float() for result in results], [one.to(other.dtype).float() for one, other in zip(exact, results, strict=True)]
-        )
-        assert_same_bits(
-            [one.float() for one in gradients], [one.to(other.dtype).float() for one, other in zip(exact_gradients, gradients, strict=True)]
-        )
+        assert_same_bits([*map(torch.Tensor.float, results)], as_others(exact, results))
+        assert_same_bits([*map(torch.Tensor.float, gradients)], as_others(exact_gradients, gradients))
         assert {one.dtype for one in gradients[1 + len(begun) :]} == {torch.float32}
 
 

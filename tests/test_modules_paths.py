@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastpack.torch as fp
 from tests.conftest import Child
-from tests.layers import CELLS, F, H, assert_close, assert_same_bits, flat, inputs, packed, pair, states, torch_called
+from tests.layers import F, H, assert_close, flat, packed, pair, states, torch_called
 from tests.test_paths import DispatchMode, FunctionMode, Subclass
 from tests.torch_oracle import outcome
 
