@@ -1,9 +1,11 @@
 """The plain NumPy twin of every kernel: the readable definition, and the oracle of the tests. Nothing at run time imports it.
 
+Those of recurrent layers are in reference_layers.py.
+
 A twin has its kernel's name and its block's argument names, with arrays in place of addresses. What an array knows by itself,
 its sizes and strides, is not passed again. Like a kernel, a twin validates nothing and writes into memory that its caller owns.
 
-Letters: B sequences, T steps, N packed rows; F input features, H hidden units, P the width of the state h.
+Letters: B sequences, T steps, N packed rows.
 `first_rows` and `target_rows` are lists of B arrays (T_i, ...).
 """
 
@@ -18,9 +20,6 @@ Array = npt.NDArray[Any]
 Int64Array = npt.NDArray[np.int64]
 LARGEST = 2**63 - 1
 KEY = np.uint64(0x9E3779B97F4A7C15)
-
-LSTM, GRU, RNN_TANH, RNN_RELU, LINEAR = range(5)
-GATES = {LSTM: 4, GRU: 3}  # of the others 1
 
 
 def measure_lengths(lengths: Int64Array, limit: int, facts: Int64Array) -> None:
@@ -144,87 +143,6 @@ def fill_padding(padding_row: Array, lengths: Int64Array, after: int, padded: Ar
     for i, length in enumerate(lengths):
         padding = padded[i, length:] if after else padded[i, : T - length]
         padding[:] = padding_row
-
-
-def pack_panels(cell: int, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None, panels: Array) -> None:
-    """Lay weights out as panels (units / lanes, what a unit has, lanes), with zeros for units beyond H.
-
-    A unit has what its sums start from, then for each of x's F items a weight a gate, then for each of h's P items.
-    """
-    gates = GATES.get(cell, 1)
-    H = len(weight_ih) // gates
-    w_ih, w_hh = (weight.reshape(gates, H, weight.shape[1]) for weight in (weight_ih, weight_hh))
-    b_ih, b_hh = (np.zeros((gates, H)) if bias is None else bias.reshape(gates, H) for bias in (bias_ih, bias_hh))
-    starts = b_ih + b_hh
-    if cell == GRU:  # its n has two sums, as r multiplies that over h alone
-        starts = np.stack([*starts[:2], b_ih[2], b_hh[2]])
-    panels[:] = 0
-    for unit in range(H):
-        block, lane = divmod(unit, panels.shape[2])
-        panels[block, :, lane] = [*starts[:, unit], *w_ih[:, unit].T.flat, *w_hh[:, unit].T.flat]
-
-
-def recur(
-    cell: int,
-    reverse: int,
-    panels: Array,
-    projection: Array | None,
-    sorted_indices: Int64Array,
-    batch_sizes: Int64Array,
-    x: Array,
-    out: Array,
-    h_0: Array | None,
-    c_0: Array | None,
-    h_n: Array,
-    c_n: Array | None,
-) -> None:
-    """Run a cell along packed rows x (N, F), to `out` (N, P); `reverse` is from each sequence's last step to its first.
-
-    States are in the caller's order: h_0 and h_n (B, P), c_0 and c_n (B, H), where None is zeros, or a cell without c.
-    """
-    h = np.zeros_like(h_n) if h_0 is None else h_0[sorted_indices]
-    c = np.zeros_like(h if c_n is None else c_n) if c_0 is None else c_0[sorted_indices]
-    starts, w_ih, w_hh = _unpacked(panels, cell, x.shape[1], c.shape[1])
-    ends = np.cumsum(batch_sizes)
-    for t in range(len(ends))[:: -1 if reverse else 1]:
-        size = batch_sizes[t]  # the other sequences wait for their first step, or have had their last
-        rows = slice(ends[t] - size, ends[t])
-        over_x, over_h = np.tensordot(x[rows], w_ih, 1), np.tensordot(h[:size], w_hh, 1)  # (size, gates, H)
-        h_t, c[:size] = _cell(cell, starts, over_x, over_h, h[:size], c[:size])
-        if projection is not None:
-            h_t = h_t @ _unpacked(projection, LINEAR, c.shape[1], h.shape[1])[1][:, 0]
-        out[rows] = h[:size] = h_t
-    h_n[sorted_indices] = h
-    if c_n is not None:
-        c_n[sorted_indices] = c
-
-
-def _cell(cell: int, starts: Array, over_x: Array, over_h: Array, h: Array, c: Array) -> tuple[Array, Array]:
-    """Return the next h (before its projection) and c, from the sums over x and over h: the formulas of torch's documentation."""
-    sums = [*np.moveaxis(starts[: over_x.shape[1]] + over_x + over_h, 1, 0)]  # by gate
-    if cell == LSTM:
-        i, f, g, o = _sigmoid(sums[0]), _sigmoid(sums[1]), np.tanh(sums[2]), _sigmoid(sums[3])
-        c = f * c + i * g
-        return o * np.tanh(c), c
-    if cell == GRU:
-        r, z = _sigmoid(sums[0]), _sigmoid(sums[1])
-        n = np.tanh(starts[2] + over_x[:, 2] + r * (starts[3] + over_h[:, 2]))
-        return (1 - z) * n + z * h, c
-    return np.tanh(sums[0]) if cell == RNN_TANH else np.maximum(sums[0], 0), c
-
-
-def _unpacked(panels: Array, cell: int, F: int, H: int) -> tuple[Array, Array, Array]:
-    """Return what panels hold: the sums' starts (sums, H), weight_ih (F, gates, H) and weight_hh (P, gates, H)."""
-    gates = GATES.get(cell, 1)
-    units = panels.swapaxes(0, 1).reshape(panels.shape[1], -1)[:, :H]
-    starts, weights = np.split(units, [4 if cell == GRU else gates])
-    w_ih, w_hh = np.split(weights.reshape(-1, gates, H), [F])
-    return starts, w_ih, w_hh
-
-
-def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(-x) is infinite, and 1 / inf the 0 that it should be
-        return 1 / (1 + np.exp(-x))
 
 
 def fingerprint(values: Sequence[Array], nbytes: Sequence[int], sums: Int64Array) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastpack
-from fastpack import Packed, blocks, machine, pack, reference
+from fastpack import Packed, blocks, machine, pack, reference_layers
 from fastpack.cells import CELLS, arrivals_items, lanes, panel_items, workspace_items
 from fastpack.checks import address
 from fastpack.recurrent import Recurrent
@@ -68,6 +68,12 @@ def batch_of(lengths: Sequence[int], F: int, dtype: Any = np.float32, seed: int 
     return pack([random.standard_normal((length, F)).astype(dtype) for length in lengths])
 
 
+def widths(weights: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Return P and H of the weights of one direction."""
+    P, H = weights["weight_hr"].shape if "weight_hr" in weights else weights["weight_hh"].shape[1:] * 2
+    return P, H
+
+
 def of_direction(weights: Weights, suffix: str) -> Weights:
     """Return the weights of one direction of one layer, by their names without the suffix."""
     return {name.removesuffix(suffix): weight for name, weight in weights.items() if name[name.index("_l") :] == suffix}
@@ -80,24 +86,31 @@ def twin_direction(
     kind: Kind, weights: Mapping[str, np.ndarray], x: np.ndarray, indices: Any, states: Sequence[np.ndarray], reverse: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Run the twin in one direction, in float64: packed rows x (N, F) and states (B, ...) to rows (N, P) and states."""
-    double = {part: weight.astype(np.float64) for part, weight in weights.items()}
+    panels, projection = twin_panels(kind, weights, 4)
     sizes, order, _ = indices
-    P, H = double["weight_hr"].shape if "weight_hr" in double else double["weight_hh"].shape[1:] * 2
-    gates, sums, has_c = CELLS[kind.cell]
-    panels = np.full((-(-H // 4), sums + gates * (x.shape[1] + P), 4), np.nan)
-    biases = double.get("bias_ih"), double.get("bias_hh")
-    reference.pack_panels(kind.cell, double["weight_ih"], double["weight_hh"], *biases, panels)
-    projection = None
-    if "weight_hr" in double:
-        projection = np.full((-(-P // 4), 1 + H, 4), np.nan)
-        reference.pack_panels(blocks.LINEAR, double["weight_hr"], np.empty((P, 0)), None, None, projection)
     before = [state.astype(np.float64) for state in states] or [None, None]
-    after = [np.full((len(order), width), np.nan) for width in (P, H)[: 1 + has_c]]
-    out = np.full((len(x), P), np.nan)
+    after = [np.full((len(order), width), np.nan) for width in widths(weights)[: 1 + CELLS[kind.cell].has_c]]
+    out = np.full((len(x), widths(weights)[0]), np.nan)
     h_0, c_0, *_ = *before, None
     h_n, c_n, *_ = *after, None
-    reference.recur(kind.cell, reverse, panels, projection, order, sizes, x.astype(np.float64), out, h_0, c_0, h_n, c_n)
+    double_x = x.astype(np.float64)
+    reference_layers.recur(kind.cell, reverse, panels, projection, order, sizes, double_x, out, h_0, c_0, h_n, c_n, None, None)
     return out, after
+
+
+def twin_panels(kind: Kind, weights: Mapping[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the panels of a direction, and of its projection, in float64 and with n lanes."""
+    double = {part: weight.astype(np.float64) for part, weight in weights.items()}
+    (P, H), F = widths(weights), double["weight_ih"].shape[1]
+    gates, sums, *_ = CELLS[kind.cell]
+    panels = np.full((-(-H // n), sums + gates * (F + P), n), np.nan)
+    biases = double.get("bias_ih"), double.get("bias_hh")
+    reference_layers.pack_panels(kind.cell, double["weight_ih"], double["weight_hh"], *biases, panels)
+    if "weight_hr" not in double:
+        return panels, None
+    projection = np.full((-(-P // n), 1 + H, n), np.nan)
+    reference_layers.pack_panels(blocks.LINEAR, double["weight_hr"], np.empty((P, 0)), None, None, projection)
+    return panels, projection
 
 
 def twin(kind: Kind, weights: Weights, packed: Packed, states: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -121,7 +134,7 @@ def twin(kind: Kind, weights: Weights, packed: Packed, states: Sequence[np.ndarr
 
 def run_pack_panels(cell: int, ih: np.ndarray, hh: Any, bias_ih: Any, bias_hh: Any, place: Place = as_it_is) -> np.ndarray:
     """Return panels as the kernel makes them: (units / lanes, what a unit has, lanes)."""
-    gates, sums, _ = CELLS[cell]
+    gates, sums, *_ = CELLS[cell]
     (rows, F), P, n = ih.shape, 0 if hh is None else hh.shape[1], lanes(ih.itemsize)
     has = sums + gates * (F + P)
     panels = place(np.full((panel_items(cell, F, rows // gates, P) // (has * n), has, n), np.nan, ih.dtype), 64)
@@ -141,13 +154,14 @@ def run_kernel(
     shares: int = 1,
     place: Place = as_it_is,
     together: Sequence[tuple[int, int]] = (),
+    saved: Sequence[np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Run the kernels in one direction; x is packed (N, F), or padded, row r of step t being x[r, t], and out is alike.
 
     The shares are of sequences, one after another; or of hidden units, those from `begin` to `end` of each pair in `together` in
-    one call, and all calls at once.
+    one call, and all calls at once. `saved` are c and gates, to be written.
     """
-    item, (P, H) = x.itemsize, weights["weight_hr"].shape if "weight_hr" in weights else weights["weight_hh"].shape[1:] * 2
+    item, (P, H) = x.itemsize, widths(weights)
     x = place(x, item) if x.flags.c_contiguous else place(x.swapaxes(0, 1), item).swapaxes(0, 1)
     biases = weights.get("bias_ih"), weights.get("bias_hh")
     panels = run_pack_panels(kind.cell, weights["weight_ih"], weights["weight_hh"], *biases, place)
@@ -186,8 +200,8 @@ def run_kernel(
         c_0=c_0,
         h_n=h_n,
         c_n=c_n,
-        c=0,
-        gates=0,
+        c=0 if saved[0] is None else address(saved[0]),
+        gates=0 if saved[1] is None else address(saved[1]),
         workspace=address(workspace),
         workspace_bytes=workspace.strides[0],
         arrivals=0 if arrivals is None else address(arrivals),

@@ -263,10 +263,10 @@ def by_torch_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("cell", BASE_CELLS)
 def test_a_compiled_training_step_is_the_kernels(cell: str, by_torch_alone: list[str]) -> None:
     results = []
-    for compile in (lambda model: model, compiled):
+    for change in (lambda model: model, compiled):
         _, ours = pair(cell, num_layers=2, bidirectional=True, dropout=0.5)
         torch.manual_seed(9)
-        model, batch = compile(Model(ours)), packed(features=F)
+        model, batch = change(Model(ours)), packed(features=F)
         optimiser = torch.optim.SGD(ours.parameters(), lr=0.1)
         for _ in range(3):
             optimiser.zero_grad()
@@ -292,10 +292,10 @@ def test_frozen_weights_of_a_compiled_model_get_no_gradients(monkeypatch: pytest
     original = operators._by_kernels
     monkeypatch.setattr(operators, "_by_kernels", lambda *arguments: wanted.append([*arguments[3]]) or original(*arguments))
     gradients = []
-    for compile in (lambda model: model, compiled):
+    for change in (lambda model: model, compiled):
         _, ours = pair("LSTM")
         ours.weight_ih_l0.requires_grad_(False)
-        compile(Model(ours))(packed())[0].sum().backward()
+        change(Model(ours))(packed())[0].sum().backward()
         gradients.append([weight.grad for weight in (ours.weight_hh_l0, ours.bias_ih_l0, ours.bias_hh_l0)])
         assert ours.weight_ih_l0.grad is None
     assert_same_bits(*gradients)

@@ -17,6 +17,7 @@ NUMPY_LEVEL = [
     *("layout", "headers", "checks", "moves", "packed", "packing", "sequences"),
     *("cells", "weights", "threads", "recurrent", "sampling", "arrow"),
 ]
+REFERENCE = ["reference", "reference_layers"]
 PROGRAM = ["cli", "about", "demo", "__main__"]  # what runs as a program: it may import anything
 
 
@@ -40,7 +41,7 @@ RULES = [
     Rule("torch is for fastpack.torch", ["torch", "fastpack.torch"], ours("torch", *PROGRAM)),
     Rule("kernels know nothing but their blocks", ["fastpack"], [], ours("kernels"), ours("kernels", "blocks")),
     Rule("nobody imports kernels but the compiler", ["fastpack.kernels"], ours("kernels", "compiler")),
-    Rule("nobody imports the reference", ["fastpack.reference"], []),
+    Rule("nobody imports the reference", ours(*REFERENCE), []),
     Rule("nobody imports a program, a bench or a test", [*ours(*PROGRAM), "bench", "tests"], ours(*PROGRAM)),
     Rule("the compiler is for the fallback", ["fastpack.compiler"], ours("fallback", "compiler")),
     Rule("the fallback is for the machine", ["fastpack.fallback"], ours("machine", *PROGRAM)),
@@ -56,7 +57,7 @@ RULES = [
         ours(*NUMPY_LEVEL, "machine", "blocks", "show"),
     ),
     Rule("names of modules are not computed, or these rules could not see them", ["<computed>"], ours(*PROGRAM)),
-    Rule("the reference stands alone", ["fastpack"], [], ours("reference")),
+    Rule("the reference stands alone", ["fastpack"], [], ours(*REFERENCE)),
 ]
 
 
@@ -120,6 +121,7 @@ def test_rules_of_import(rule: Rule) -> None:
         ("nobody imports kernels", "fastpack.torch.moves", "import importlib\nimportlib.import_module('fastpack.kernels')"),
         ("nobody imports the reference", "fastpack.cli", "from fastpack import reference"),
         ("nobody imports the reference", "fastpack.packing", "from .reference import pack_padded"),
+        ("nobody imports the reference", "fastpack.recurrent", "from fastpack import reference_layers"),
         ("nobody imports a program", "fastpack.show.text", "from fastpack.cli import app"),
         ("nobody imports a program", "fastpack.packing", "from bench import cases"),
         ("nobody imports a program", "fastpack", "from . import cli"),
@@ -133,6 +135,7 @@ def test_rules_of_import(rule: Rule) -> None:
         ("the NumPy level", "fastpack.layout", "from . import kernels"),
         ("names of modules", "fastpack.packing", "__import__('fastpack.' + 'cli')"),
         ("the reference stands", "fastpack.reference", "from fastpack.packed import Packed"),
+        ("the reference stands", "fastpack.reference_layers", "from fastpack import cells"),
     ],
 )
 def test_each_rule_can_be_broken(text: str, module: str, source: str) -> None:
@@ -192,7 +195,8 @@ def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, run: bool, ch
     foreign, own = (line.split() for line in child(FRESH.format(pack=pack, run=run)).splitlines())
     assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names - {"numpy"}
     assert not SLOW & set(foreign)
-    assert not [name for name in own if within(name, ours("kernels", "compiler", "fallback", "torch", "show", "reference", *PROGRAM))]
+    unwanted = ours("kernels", "compiler", "fallback", "torch", "show", *REFERENCE, *PROGRAM)
+    assert not [name for name in own if within(name, unwanted)]
     assert {"fastpack", "fastpack.packing"} <= set(own)
     assert ("fastpack.recurrent" in own) == run
 

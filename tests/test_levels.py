@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 FILES = [
     *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_rnn_utils.py"),
     *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
+    *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py"),
 ]
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import rnn
 
-from fastpack import blocks, machine, reference
+from fastpack import blocks, machine, reference, reference_layers
 from fastpack.blocks import AHEAD
 from fastpack.cells import CELLS
 from tests.conftest import Child
@@ -32,6 +32,7 @@ from tests.recurrent_oracle import (
     ways_to_call,
     weights_of,
 )
+from tests.torch_oracle import layer_of_torch
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = [3, 0, 9, 9, 1, 2, 5, 0, 7]
@@ -53,18 +54,10 @@ def one_thread_of_torch() -> Iterator[None]:
 
 
 def test_the_cells_have_the_same_codes():
-    assert [getattr(reference, name) for name in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU", "LINEAR")] == list(CELLS)
-    assert all(reference.GATES.get(cell, 1) == found.gates for cell, found in CELLS.items())
-
-
-def of_torch(kind: Kind, weights: dict[str, np.ndarray], L: int, D: int) -> torch.nn.RNNBase:
-    """Return torch's module with these weights."""
-    F, dtype = weights["weight_ih_l0"].shape[1], weights["weight_ih_l0"].dtype
-    P, H = weights["weight_hr_l0"].shape if "weight_hr_l0" in weights else (0, weights["weight_hh_l0"].shape[1])
-    options = {"num_layers": L, "bidirectional": D == 2, "bias": "bias_ih_l0" in weights, "dtype": getattr(torch, dtype.name)}
-    module = getattr(torch.nn, kind.name)(F, H, **options, **({"proj_size": P} if P else {}), **kind.options)
-    module.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-    return module.eval()
+    assert [getattr(reference_layers, name) for name in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU", "LINEAR")] == list(CELLS)
+    for cell, known in CELLS.items():
+        counts = reference_layers.GATES.get(cell, 1), reference_layers.SUMS.get(cell, 1), reference_layers.SAVED.get(cell, 0)
+        assert counts == (known.gates, known.sums, known.saved)
 
 
 def torchs(kind: Kind, weights: dict[str, np.ndarray], L: int, D: int, packed, states) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -74,7 +67,7 @@ def torchs(kind: Kind, weights: dict[str, np.ndarray], L: int, D: int, packed, s
     tensors = [torch.from_numpy(state[:, order]) for state in states]
     with torch.no_grad():
         batch = rnn.PackedSequence(torch.from_numpy(packed.data), torch.from_numpy(packed.batch_sizes))
-        out, after = of_torch(kind, weights, L, D)(batch, tuple(tensors) if len(tensors) == 2 else tensors[0])
+        out, after = layer_of_torch(kind, weights, L, D)(batch, tuple(tensors) if len(tensors) == 2 else tensors[0])
     found = []
     for before, state in zip(states, after if len(states) == 2 else [after], strict=True):
         found.append(before.copy())  # of a sequence without steps
@@ -107,12 +100,12 @@ def test_pack_panels(kind: Kind, dtype: type):
             panels = run_pack_panels(kind.cell, *given, place=canaries)
             canaries.check()
             expected = np.full_like(panels, np.nan)
-            reference.pack_panels(kind.cell, *given, expected)
+            reference_layers.pack_panels(kind.cell, *given, expected)
             np.testing.assert_array_equal(panels, expected)
         if P:
             panels = run_pack_panels(blocks.LINEAR, weights["weight_hr"], None, None, None)
             expected = np.full_like(panels, np.nan)
-            reference.pack_panels(blocks.LINEAR, weights["weight_hr"], np.empty((P, 0), dtype), None, None, expected)
+            reference_layers.pack_panels(blocks.LINEAR, weights["weight_hr"], np.empty((P, 0), dtype), None, None, expected)
             np.testing.assert_array_equal(panels, expected)
 
 

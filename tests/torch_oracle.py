@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
+
+from tests.recurrent_oracle import Kind, Weights
 
 FUNCTIONS = ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "unpack_sequence", "pad_sequence", "unpad_sequence")
 
@@ -152,3 +154,13 @@ def torch_called() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[rnn_utils.__name__], "theirs", Spy())
         yield called
+
+
+def layer_of_torch(kind: Kind, weights: Weights, L: int, D: int) -> nn.RNNBase:
+    """Return torch's module with these weights."""
+    F, dtype = weights["weight_ih_l0"].shape[1], weights["weight_ih_l0"].dtype
+    P, H = weights["weight_hr_l0"].shape if "weight_hr_l0" in weights else (0, weights["weight_hh_l0"].shape[1])
+    options = {"num_layers": L, "bidirectional": D == 2, "bias": "bias_ih_l0" in weights, "dtype": getattr(torch, dtype.name)}
+    module = getattr(nn, kind.name)(F, H, **options, **({"proj_size": P} if P else {}), **kind.options)
+    module.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+    return module.eval()

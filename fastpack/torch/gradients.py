@@ -17,6 +17,7 @@ from fastpack import blocks
 from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
+from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, Panels, Plan
 from fastpack.torch.recurrence import Work, along, counters_of, division, room_for, saved_addresses
 from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, place_of
@@ -119,6 +120,8 @@ def differentiate(
     sources = *saved[: 1 + count], *saved[first_weight:]
     new = saved[0].new_empty
     found = [new(*source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
+    if found[0] is not None:
+        in_huge_pages(found[0])
     plan, rows = record.panels.plan, record.rows
     room, split = _room(plan, rows), Wanted(found[0], found[1 : 1 + count], found[1 + count :])
     for reverse in range(plan.D):
@@ -166,7 +169,7 @@ def _room(plan: Plan, rows: Rows) -> Room:
     sizes = _sizes(plan.cell, rows.N, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
     d_sums, d_projected, unprojected, share, many_share = sizes
     start, _, memory = room_for(1, d_sums + d_projected + unprojected + max(shares * share, many * many_share))
-    has_projection, behind = bool(d_projected), start + d_sums + d_projected
+    has_projection, behind = bool(plan.settings.proj_size), start + d_sums + d_projected
     work = Work(shares, arrivals, behind + unprojected, share, memory)
     return Room(start, start + d_sums if has_projection else 0, behind if has_projection else 0, work, many, many_share)
 

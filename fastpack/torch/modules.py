@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: torch.nn's modules, whose forward pass is the kernels'."""
+"""LSTM, GRU and RNN: torch.nn's modules, whose forward and backward passes are the kernels'."""
 
 from operator import is_, itemgetter
 from typing import Any, ClassVar

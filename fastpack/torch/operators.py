@@ -21,6 +21,7 @@ from fastpack.torch import by_torch
 from fastpack.torch.gradients import Record, differentiate
 from fastpack.torch.gradients_by_torch import differentiate_by_torch
 from fastpack.torch.layout import check_batch_sizes
+from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import MODES, Settings
 from fastpack.torch.recurrence import Call, divided, gradient_panels_of, prepare, run
 from fastpack.torch.rows import HandOver
@@ -144,12 +145,13 @@ def _recur_recorded(
     data: Tensor, layout: Sequence[Tensor], states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
 ) -> list[Tensor]:
     settings = _settings(weights, *options)
-    computed = data.new_zeros(_computed_items(settings, data))
+    items = _computed_items(settings, data)
     with torch.no_grad():
         try:
             call, _ = _prepare(settings, data, layout, states, weights)
         except HandOver:
-            return [*_by_torch(settings, data, layout, states, weights), computed]
+            return [*_by_torch(settings, data, layout, states, weights), data.new_zeros(items)]
+        computed = in_huge_pages(data.new_empty(items))
         output, after = run_one(call, 0, divided(call.panels.plan, call.rows), call.rows.x, computed.data_ptr())
     computed[-1] = 1  # by the kernels
     return [output, *after, computed]

@@ -20,6 +20,7 @@ from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES, is_eager, path_of
 from fastpack.torch.familiar import remember
 from fastpack.torch.layout import are_vectors, from_packed
+from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, GRADIENT_PANELS, PANELS, Panels, Plan, Settings, panels_of, plan_of
 from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
 
@@ -187,12 +188,12 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     plan, rows = call.panels.plan, call.rows
     new, D, row_bytes = rows.x.new_empty, plan.D, plan.row_bytes
     out_shape, after = (*rows.out_shape, D * plan.P), [new(*shape) for shape in call.state_shapes]
-    out, source, work = new(*out_shape), (rows.address, rows.row_bytes, rows.step_bytes), divided(plan, rows)
+    out, source, work = in_huge_pages(new(*out_shape)), (rows.address, rows.row_bytes, rows.step_bytes), divided(plan, rows)
     ends = [*map(Tensor.data_ptr, after)]
     for layer in range(plan.L):
         if layer:
             x = dropout(out, dropped, training=True) if dropped else out
-            source, out = (x.data_ptr(), row_bytes, 0), new(*out_shape)
+            source, out = (x.data_ptr(), row_bytes, 0), in_huge_pages(new(*out_shape))
         run_layer(call, layer, work, source, out.data_ptr(), along(ends, layer * D, plan, rows.B))
     return out, after
 
@@ -276,7 +277,7 @@ def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
     if whole <= SMALL:
         small = (ctypes.c_char * whole)()
         return -(-ctypes.addressof(small) // ALIGNED) * ALIGNED, share_bytes, small
-    large = torch.empty(whole, dtype=torch.uint8, device="cpu")
+    large = in_huge_pages(torch.empty(whole, dtype=torch.uint8, device="cpu"))
     return -(-large.data_ptr() // ALIGNED) * ALIGNED, share_bytes, large
 
 

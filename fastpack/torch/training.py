@@ -19,6 +19,7 @@ from torch.nn.functional import dropout
 from fastpack.torch.bridge import is_eager
 from fastpack.torch.gradients import Record, check_saved, differentiate
 from fastpack.torch.gradients_by_torch import differentiate_by_torch, run_by_torch
+from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.recurrence import Call, Work, divided, run_layer
 from fastpack.torch.rows import PACKED, Rows
 
@@ -59,7 +60,7 @@ def run_one(call: Call, layer: int, work: Work, x: Tensor, saved: int) -> tuple[
     """Return a layer's output and states; at the address `saved` is memory for what gradients need, or it is 0."""
     plan, rows = call.panels.plan, call.rows
     new, D = x.new_empty, plan.D
-    out, after = new(*rows.out_shape, D * plan.P), [new(D, *shape[1:]) for shape in call.state_shapes]
+    out, after = in_huge_pages(new(*rows.out_shape, D * plan.P)), [new(D, *shape[1:]) for shape in call.state_shapes]
     source = (x.data_ptr(), plan.row_bytes, 0) if layer else (rows.address, rows.row_bytes, rows.step_bytes)
     run_layer(call, layer, work, source, out.data_ptr(), [*map(Tensor.data_ptr, after)], saved)
     return out, after
@@ -70,7 +71,7 @@ class _Layer(Function):
     def forward(ctx: Any, call: Call, layer: int, work: Work, x: Tensor, *tensors: Tensor) -> Any:
         plan, count = call.panels.plan, len(call.states)
         items = plan.D * call.rows.N * plan.saved_items
-        computed = [x.new_empty(items)] if items else []
+        computed = [in_huge_pages(x.new_empty(items))] if items else []
         out, after = run_one(call, layer, work, x, computed[0].data_ptr() if items else 0)
         saved = x, *tensors[:count], out, *computed, *tensors[count:]
         ctx.save_for_backward(*saved)

@@ -1,0 +1,180 @@
+"""The backward pass of one direction by the twins, in float64, kernel by kernel and as a whole."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastpack import blocks, reference_layers
+from fastpack.cells import CELLS
+from tests.oracle import layout
+from tests.recurrent_oracle import Kind, Weights, batch_of, of_direction, states_of, twin_panels, weights_of, widths
+
+Maybe = np.ndarray | None
+
+
+class Case(NamedTuple):
+    """One direction of a layer and what it is called with, and the gradients of what it returns."""
+
+    kind: Kind
+    weights: Weights
+    x: np.ndarray  # (N, F), or padded (B, T, F)
+    indices: Any
+    states: list[np.ndarray]  # h (B, P), and c (B, H) if the cell has it; or none
+    reverse: int
+    d_out: Maybe  # of the shape of `out`
+    d_after: list[Maybe]  # of h_n and c_n
+
+
+class Saved(NamedTuple):
+    """What the backward pass is given of the forward pass."""
+
+    out: np.ndarray
+    c: Maybe  # (N, H)
+    gates: Maybe  # (N, saved * H)
+
+
+class Sums(NamedTuple):
+    """What `recur_backward` finds."""
+
+    d_sums: np.ndarray  # (H / lanes, N, sums, lanes), anything beyond H
+    d_projected: Maybe  # (P / lanes, N, 1, lanes)
+    unprojected: Maybe  # (N, H)
+    d_states: list[Maybe]
+
+
+class Products(NamedTuple):
+    """What `weight_gradient` is given. A projection, of P rows of weights, is LINEAR with P in place of H, and has no `out`."""
+
+    cell: int
+    reverse: int
+    H: int
+    x: np.ndarray  # (N, F), or padded (B, T, F)
+    indices: Any
+    out: Maybe
+    h_0: Maybe
+    d_sums: np.ndarray  # (H / lanes, N, sums, lanes)
+
+
+def shapes_of(products: Products) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the gradients that there are of `products`."""
+    rows = CELLS[products.cell].gates * products.H
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, products.x.shape[-1]), "bias_ih": (rows,)}
+    if products.out is None:
+        return shapes
+    return shapes | {"weight_hh": (rows, products.out.shape[-1]), "bias_hh": (rows,)}
+
+
+def case_of(
+    kind: Kind, lengths: Sequence[int], F: int, H: int, P: int = 0, reverse: int = 0, dtype: Any = np.float32, bias: bool = True
+) -> Case:
+    """Return a case with all that can be given; P is that of cells which can be projected."""
+    P = P if kind.name == "LSTM" else 0
+    weights = of_direction(weights_of(kind, F, H, P, bias=bias, dtype=dtype), "_l0")
+    states, d_after = ([state[0] for state in states_of(kind, 1, len(lengths), H, P, dtype, seed)] for seed in (1, 5))
+    d_out = batch_of(lengths, P or H, dtype, seed=4).data
+    return Case(kind, weights, batch_of(lengths, F, dtype).data, layout(lengths), states, reverse, d_out, d_after)
+
+
+def in_double(case: Any) -> Any:
+    """Return a tuple, list or dict with all floating-point arrays in float64."""
+    if isinstance(case, np.ndarray):
+        return case.astype(np.float64) if case.dtype.kind == "f" else case
+    if isinstance(case, dict):
+        return {name: in_double(item) for name, item in case.items()}
+    if isinstance(case, tuple | list) and not isinstance(case, Kind):
+        items = [in_double(item) for item in case]
+        return type(case)(*items) if hasattr(case, "_fields") else type(case)(items)
+    return case
+
+
+def of_units(d_sums: np.ndarray, H: int) -> np.ndarray:
+    """Return gradients of sums without what is beyond H: (N, sums, H)."""
+    count, N, sums, n = d_sums.shape
+    return np.moveaxis(d_sums, 0, 2).reshape(N, sums, count * n)[..., :H]
+
+
+def in_blocks(values: np.ndarray, n: int) -> np.ndarray:
+    """Return gradients of sums (N, sums, H) in blocks of n lanes, with NaN beyond H."""
+    N, sums, H = values.shape
+    count = -(-H // n)
+    padded = np.full((N, sums, count * n), np.nan, values.dtype)
+    padded[..., :H] = values
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(N, sums, count, n), 2, 0))
+
+
+def with_c(pair: Sequence[Maybe]) -> list[Maybe]:
+    """Return what is of h and of c, of which the latter may be missing."""
+    return [*pair, None, None][:2]
+
+
+# ---- twins
+
+
+def twin_forward(case: Case, n: int) -> Saved:
+    """Run the twin forward in float64, with n lanes."""
+    kind, weights, x, (sizes, order, _), states, *_ = in_double(case)
+    (P, H), cell = widths(weights), CELLS[kind.cell]
+    out, h_n, c_n = (np.full(shape, np.nan) for shape in ((len(x), P), (len(order), P), (len(order), H)))
+    c, gates = (np.full((len(x), width), np.nan) for width in (H, cell.saved * H))
+    saved = Saved(out, c if cell.has_c else None, gates if cell.saved else None)
+    after = with_c([h_n, c_n][: 1 + cell.has_c])
+    reference_layers.recur(
+        kind.cell, case.reverse, *twin_panels(kind, weights, n), order, sizes, x, out, *with_c(states), *after, *saved[1:]
+    )
+    return saved
+
+
+def twin_gradient_panels(cell: int, over_h: int, weight: np.ndarray, n: int) -> np.ndarray:
+    """Return gradient panels in float64: (columns / lanes, G * H, lanes)."""
+    panels = np.full((-(-weight.shape[1] // n), len(weight), n), np.nan)
+    reference_layers.pack_gradient_panels(cell, over_h, weight.astype(np.float64), panels)
+    return panels
+
+
+def twin_backward(case: Case, saved: Saved, n: int) -> Sums:
+    """Run the twin of recur_backward, from what was saved with n lanes."""
+    (kind, weights, x, (sizes, order, _), states, _, d_out, d_after), given = in_double(case), in_double(saved)
+    (P, H), N, B = widths(weights), len(x), len(order)
+    panels = twin_gradient_panels(kind.cell, 1, weights["weight_hh"], n)
+    d_sums = np.full((-(-H // n), N, CELLS[kind.cell].sums, n), np.nan)
+    projection = d_projected = unprojected = None
+    if "weight_hr" in weights:
+        projection = twin_gradient_panels(blocks.LINEAR, 0, weights["weight_hr"], n)
+        d_projected, unprojected = np.full((-(-P // n), N, 1, n), np.nan), np.full((N, H), np.nan)
+    d_states = with_c([np.full((B, width), np.nan) for width in (P, H)[: 1 + CELLS[kind.cell].has_c]])
+    before = *given[:1], *with_c(states), *given[1:]
+    outputs = d_sums, d_projected, unprojected, *d_states
+    reference_layers.recur_backward(kind.cell, case.reverse, panels, projection, order, sizes, *before, d_out, *with_c(d_after), *outputs)
+    return Sums(d_sums, d_projected, unprojected, d_states)
+
+
+def twin_input(kind: Kind, weight_ih: np.ndarray, d_sums: np.ndarray, d_x: Maybe = None) -> np.ndarray:
+    """Return the gradient of the input rows, added to d_x if there is one."""
+    panels = twin_gradient_panels(kind.cell, 0, weight_ih, d_sums.shape[3])
+    found = np.full((d_sums.shape[1], weight_ih.shape[1]), np.nan) if d_x is None else d_x.astype(np.float64)
+    reference_layers.input_gradient(kind.cell, panels, d_sums.astype(np.float64), int(d_x is not None), found)
+    return found
+
+
+def twin_weights(products: Products) -> Weights:
+    """Return the gradients of the weights and biases over x, and over h where there is `out`."""
+    cell, reverse, _, x, (sizes, order, _), out, h_0, d_sums = in_double(products)
+    found = {name: np.full(shape, np.nan) for name, shape in shapes_of(products).items()}
+    outputs = (found.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    reference_layers.weight_gradient(cell, reverse, order, sizes, x, out, h_0, d_sums, *outputs)
+    return found
+
+
+def twin_gradients(case: Case, n: int = 4) -> tuple[np.ndarray, list[Maybe], Weights]:
+    """Return the gradients of x, the initial states and the weights, all twins one after another."""
+    saved = twin_forward(case, n)
+    sums = twin_backward(case, saved, n)
+    P, H = widths(case.weights)
+    h_0 = with_c(case.states)[0]
+    found = twin_weights(Products(case.kind.cell, case.reverse, H, case.x, case.indices, saved.out, h_0, sums.d_sums))
+    found = {name: item for name, item in found.items() if name in case.weights}
+    if sums.d_projected is not None:
+        products = Products(blocks.LINEAR, case.reverse, P, sums.unprojected, case.indices, None, None, sums.d_projected)
+        found["weight_hr"] = twin_weights(products)["weight_ih"]
+    return twin_input(case.kind, case.weights["weight_ih"], sums.d_sums), sums.d_states, found
