@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NAMES = ("torch.nn.LSTM", "fastpack.torch.LSTM")
+NAMES = ("torch.nn", "fastpack.torch")  # whose LSTM it is
 CLOSE = 1e-3  # how far the losses of the first epoch may be apart, relatively: they differ by rounding, which later grows
 
 
@@ -80,7 +80,7 @@ def run(console: "Console", training: speakers.Utterances, test: speakers.Uttera
                 progress.update(bar, advance=1, state=state, refresh=True)
             pairs.append(Pair(*results([theirs, ours], epochs, test)))
             if max(pairs[-1].apart()[: len(loader)]) > CLOSE:
-                raise RuntimeError(f"seed {seed}: {NAMES[1]} is not trained as {NAMES[0]} is")
+                raise RuntimeError(f"seed {seed}: {NAMES[1]}'s LSTM is not trained as {NAMES[0]}'s is")
     report(console, pairs, test.speaker[test.chosen])
     return pairs
 
@@ -96,32 +96,32 @@ def results(models: list[speakers.SpeakerNamer], epochs: list[list[speakers.Epoc
 def report(console: "Console", pairs: list[Pair], speaker: Tensor) -> None:
     """Print whom the models named, how accurate they are and what their training took."""
     runs = {name: [pair[k] for pair in pairs] for k, name in enumerate(NAMES)}
+    console.print("\nTest utterances of each speaker, and for how many of them a model named him:")
     console.print(speaker_table(speaker, runs))
     console.print(training_table(runs))
     steps = len(pairs[0].fastpack.losses[0])
     first = max(max(pair.apart()[:steps]) for pair in pairs)
     console.print(
-        f"Mean and standard deviation of {len(pairs)} seed{'s' * (len(pairs) > 1)}. From a seed, both begin with the same weights and have"
-        f" the same batches, noise and dropout:\ntheir losses differ by {first:.1g} of themselves at most in the first {steps} steps,"
-        " by rounding, which grows from step to step.",
+        f"Mean and standard deviation of {len(pairs)} seed{'s' * (len(pairs) > 1)}; seconds of one training. From a seed, both begin with"
+        f" the same weights and have the same batches, noise and dropout. In the first {steps} steps their losses differ by {first:.1g} of"
+        " themselves at most, by rounding, which grows from step to step.",
         style="dim",
-        soft_wrap=True,
     )
 
 
 def speaker_table(speaker: Tensor, runs: dict[str, list[Run]]) -> "Table":
-    """Return how many test utterances each speaker has, and of how many he was named: means of the runs."""
+    """Return how many test utterances each speaker has, and of how many he was named by the models: means of the runs."""
     made = table("speaker", *map(str, range(1, speakers.SPEAKERS + 1)))
-    made.add_row("test utterances", *(str(int((speaker == k).sum())) for k in range(speakers.SPEAKERS)))
+    made.add_row("utterances", *(str(int((speaker == k).sum())) for k in range(speakers.SPEAKERS)))
     for name, mine in runs.items():
         named = torch.stack([run.named for run in mine]).float().mean(0)
-        made.add_row(f"named by {name}", *(f"{float(named[speaker == k].sum()):.1f}" for k in range(speakers.SPEAKERS)))
+        made.add_row(name, *(f"{float(named[speaker == k].sum()):.1f}" for k in range(speakers.SPEAKERS)))
     return made
 
 
 def training_table(runs: dict[str, list[Run]]) -> "Table":
     """Return accuracies, last losses and seconds: means and standard deviations of the runs."""
-    made = table("trained by", "test accuracy", "last loss", "seconds a training", "speed-up")
+    made = table("LSTM of", "test accuracy", "last loss", "seconds", "speed-up")
     slowest = spread([run.seconds for run in runs[NAMES[0]]])[0]
     for name, mine in runs.items():
         accuracy, accuracy_spread = spread([100 * run.accuracy for run in mine])
