@@ -15,6 +15,7 @@ from bench.training_step import CONTENDERS
 
 STEPS = (500, 1000, 2000, 4000, 10_000)
 LIMIT = 90.0  # seconds
+GROWTH = 1.2  # by how much the memory for each step of a sequence may grow with the length
 CLOSE = 1e-4  # how far the contenders' losses may be apart
 
 
@@ -82,8 +83,23 @@ def steps() -> dict[int, dict[str, Step | None]]:
 @pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize("T", STEPS)
 def bench_long_sequences(benchmark: Any, steps: dict[int, dict[str, Step | None]], T: int, contender: str) -> None:
-    """Show a step."""
+    """Show a step. Asked of fastpack: it is taken, and its memory grows no faster than the steps."""
     step = steps[T].get(contender)
     benchmark.group = f"a step of training along 8 sequences of {T // 2:,} to {T:,} steps"
     benchmark.name = f"{contender}: {step.bytes / 1e6:,.0f} MB" if step else f"{contender}: not done in {LIMIT:.0f} s"
+    if contender == "fastpack":
+        check_linear(steps, T)
     report(benchmark, [step.seconds if step else LIMIT])
+
+
+def check_linear(steps: dict[int, dict[str, Step | None]], T: int) -> None:
+    """Compare fastpack's memory with that of the shortest sequences.
+
+    Raises
+    ------
+    MemoryError
+        It is more than the number of steps accounts for, or the time was not enough.
+    """
+    first, step = steps[STEPS[0]].get("fastpack"), steps[T].get("fastpack")
+    if not first or not step or step.bytes > GROWTH * first.bytes * T / STEPS[0]:
+        raise MemoryError(f"fastpack: {first} along {STEPS[0]} steps, {step} along {T:,}")

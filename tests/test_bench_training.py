@@ -165,3 +165,14 @@ def test_other_losses_and_failures_are_noticed(monkeypatch: pytest.MonkeyPatch) 
             bench_long_sequences.race_of(10, list(steps))
     with pytest.raises(RuntimeError, match="failed:\n"):
         bench_long_sequences.take("fastpack", -1)
+
+
+def test_memory_that_grows_faster_than_the_steps_is_noticed() -> None:
+    def steps(bytes_along_10_000: float) -> dict[int, dict[str, bench_long_sequences.Step | None]]:
+        return {T: {"fastpack": bench_long_sequences.Step(1, size, 1.0, 0.9)} for T, size in ((500, 100), (10_000, bytes_along_10_000))}
+
+    bench_long_sequences.check_linear(steps(2100), 10_000)
+    with pytest.raises(MemoryError, match=r"bytes=100.* along 500 steps.*bytes=2500.* along 10,000"):
+        bench_long_sequences.check_linear(steps(2500), 10_000)
+    with pytest.raises(MemoryError, match="None along 10,000"):
+        bench_long_sequences.check_linear(steps(2000) | {10_000: {"fastpack": None}}, 10_000)
