@@ -184,8 +184,8 @@ def test_gradients_from_some_results_alone(cell: str, own: dict, what: str) -> N
 
 def test_layers_below_which_nothing_wants_gradients_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
-    original = training._Layer.apply
-    monkeypatch.setattr(training._Layer, "apply", lambda call, layer, *rest: recorded.append(layer) or original(call, layer, *rest))
+    original = training._recorded
+    monkeypatch.setattr(training, "_recorded", lambda call, layer, *rest: recorded.append(layer) or original(call, layer, *rest))
     _, ours = pair("GRU", num_layers=3)
     batch = packed()
     whole = torch.autograd.grad(ours(batch)[0].data.sum(), [ours.weight_hh_l1])
