@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastpack.torch as fp
 from fastpack.torch import gradients as by_kernels
-from fastpack.torch import parallel, recurrence
+from fastpack.torch import parallel, recurrence, training
 from tests.gradients import gradients, in_a_list, kernels_differentiate, rows_of, some_states, weighed, with_data
 from tests.guarded import CANARY
 from tests.layers import CELLS, F, assert_same_bits, flat, inputs, packed, pair, states
@@ -157,6 +157,21 @@ def test_nothing_is_written_but_what_is_returned() -> None:
             assert [tensor._version for tensor in kept] == versions
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_what_gradients_need_is_written_whole_and_nothing_beside_it() -> None:
+    for cell, own in CELLS:
+        for H in (1, 7, 16, 40):
+            _, ours = pair(cell, sizes=(F, H), bidirectional=True, **({"proj_size": 1} if own.get("proj_size") and H > 1 else {}))
+            call = ours._prepare(packed(lengths=LENGTHS), None)
+            plan, N = call.panels.plan, call.rows.N
+            memory = torch.full((2 * N * plan.saved_items + 2 * 16,), float("nan"))
+            training.run_one(call, 0, recurrence.divided(plan, call.rows), call.x, memory[16:].data_ptr())
+            assert memory[16:-16].isfinite().all()
+            assert memory[:16].isnan().all()
+            assert memory[-16:].isnan().all()
+            assert plan.saved_items == {"LSTM": 5, "GRU": 4}.get(cell, 0) * H
+
+
 def test_workspaces_are_large_enough(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     memories: list[tuple[Tensor, int, int]] = []
 
@@ -176,7 +191,6 @@ def test_workspaces_are_large_enough(two_threads: None, monkeypatch: pytest.Monk
                 for lengths in ([1], [20], LENGTHS, [0, 0, 2]):
                     batch = packed(lengths=lengths, features=sizes[0])
                     loss = weighed(flat(ours(batch, states(ours, batch))))
-                    memories[:] = [*memories]
                     loss.backward()
     assert memories
     for memory, start, end in memories:

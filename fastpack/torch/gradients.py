@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
     panels: Panels  # gradient panels of all layers
     layer: int
-    rows: Rows  # of the first layer, without x, their layout in memory that nobody changes
+    rows: Rows  # of the first layer, their layout in memory that nobody changes
     states: int  # how many initial states were given: none, h_0, or h_0 and c_0
     shapes: list[torch.Size]  # of the saved tensors: x, the initial states, the output, what the cell computed if anything, weights
 

@@ -152,7 +152,7 @@ def _recur_recorded(
         except HandOver:
             return [*_by_torch(settings, data, layout, states, weights), data.new_zeros(items)]
         computed = in_huge_pages(data.new_empty(items))
-        output, after = run_one(call, 0, divided(call.panels.plan, call.rows), call.rows.x, computed.data_ptr())
+        output, after = run_one(call, 0, divided(call.panels.plan, call.rows), call.x, computed.data_ptr())
     computed[-1] = 1  # by the kernels
     return [output, *after, computed]
 
@@ -253,7 +253,7 @@ def _by_kernels(
         return None
     left = [computed[:-1]] if call.panels.plan.saved_items else []
     saved = data, *states, output, *left, *weights
-    record = Record(panels, 0, call.rows._replace(x=None), len(states), [])
+    record = Record(panels, 0, call.rows, len(states), [])
     return differentiate(record, saved, gradients, wanted)
 
 

@@ -45,6 +45,7 @@ class Call(NamedTuple):
     """A call that the kernels take."""
 
     panels: Panels
+    x: Tensor  # holds the rows
     rows: Rows
     states: Sequence[Tensor]  # contiguous
     before: Sequence[int]  # their addresses
@@ -103,7 +104,10 @@ def prepare(
             plan, is_recorded = known.found
         else:
             plan, is_recorded, tensors = _checked(settings, tensors, form, kept)
-        rows = packed_rows(tensors.data, tensors.indices, plan) if is_packed else padded_rows(tensors.data, plan, batch_first)
+        if is_packed:
+            x, rows = tensors.data, packed_rows(tensors.data, tensors.indices, plan)
+        else:
+            x, rows = padded_rows(tensors.data, plan, batch_first)
         sequences = () if len(rows.out_shape) == 1 and not is_packed else (rows.B,)  # of a single one there is no such dimension
         shapes = [(len(plan.directions), *sequences, width) for width in plan.widths]
         before: Sequence[int] = ()
@@ -117,7 +121,7 @@ def prepare(
         raise HandOver(_reason(tensors)) from error
     panels = panels_of(plan, places, kept, (PANELS, GRADIENT_PANELS) if is_recorded else (PANELS,))
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
-    return Call(panels[0], rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None)
+    return Call(panels[0], x, rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None)
 
 
 def gradient_panels_of(call: Call, kept: dict[str, Any]) -> Panels:
@@ -186,7 +190,7 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     Between layers, `dropped` is the probability of an item to become 0.
     """
     plan, rows = call.panels.plan, call.rows
-    new, D, row_bytes = rows.x.new_empty, plan.D, plan.row_bytes
+    new, D, row_bytes = call.x.new_empty, plan.D, plan.row_bytes
     out_shape, after = (*rows.out_shape, D * plan.P), [new(*shape) for shape in call.state_shapes]
     out, source, work = in_huge_pages(new(*out_shape)), (rows.address, rows.row_bytes, rows.step_bytes), divided(plan, rows)
     ends = [*map(Tensor.data_ptr, after)]

@@ -34,7 +34,6 @@ class Rows(NamedTuple):
     B: int
     T: int
     N: int
-    x: Any  # the tensor that holds the rows; None where that is kept elsewhere
     address: int  # of the first
     row_bytes: int
     step_bytes: int  # 0 where each step follows the rows of the one before
@@ -119,11 +118,11 @@ def packed_rows(data: Tensor, indices: Sequence[Tensor], plan: Plan) -> Rows:
         raise HandOver(INCONSISTENT)
     row_stride = data.stride(0)
     address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
-    return Rows((order, sizes), B, T, N, data, address, row_stride * item, 0, (N,), indices, PACKED)
+    return Rows((order, sizes), B, T, N, address, row_stride * item, 0, (N,), indices, PACKED)
 
 
-def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
-    """Return where the rows of a padded batch, or of a single sequence, are.
+def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> tuple[Tensor, Rows]:
+    """Return a padded batch or a single sequence, copied where it must be, and where its rows are.
 
     Raises
     ------
@@ -146,7 +145,7 @@ def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> Rows:
     indices = order, batch_sizes = _in_order(B), _alike(B, T)
     layout = order.data_ptr(), batch_sizes.data_ptr()
     out_shape = (T,) if len(shape) == 2 else (T, B)
-    return Rows(layout, B, T, B * T, data, address, row_stride * item, step_stride * item, out_shape, indices, axes)
+    return data, Rows(layout, B, T, B * T, address, row_stride * item, step_stride * item, out_shape, indices, axes)
 
 
 def place_of(rows: Tensor, axes: tuple[int, int], item_bytes: int) -> tuple[Tensor, tuple[int, int, int]]:
