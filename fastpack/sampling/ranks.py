@@ -1,0 +1,88 @@
+"""Several ranks: who am I, and sharing sequences so that all have equally much to do at every batch.
+
+Sequences in the order of their lengths are taken W at a time: a *column* has one of about the same length for each of the W ranks.
+Batches are planned once, for columns, a column costing what its longest sequence costs. So every rank has the same number of
+batches, with the same number of sequences and nearly the same steps in each, and none is over its budget.
+"""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastpack import checks
+from fastpack.checks import Int64Array
+
+REMAINDERS = ("keep", "drop", "repeat")
+UNEVEN = 0.001  # the difference of the ranks' steps, of their mean, from which on sequences are exchanged
+
+
+def who(rank: object, world_size: object, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return this process's rank and the number of ranks: as given, else as torch.distributed's launchers set them, else 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank is {rank} and world_size is {world_size}: give both, or neither to have them read from RANK and WORLD_SIZE")
+    if rank is None:
+        rank, world_size = _from_environment(environment)
+    W = checks.count(world_size, "world_size", 1)
+    r = checks.count(rank, "rank", 0)
+    if r >= W:
+        raise ValueError(f"rank is {r}, but needs to be below world_size, which is {W}")
+    return r, W
+
+
+def _from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
+    found = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if environment.get(name)}
+    if not found:
+        return 0, 1
+    if len(found) == 1:
+        (name,) = found
+        raise ValueError(f"the environment has {name}={found[name]}, but not the other of RANK and WORLD_SIZE: pass rank= and world_size=")
+    for name, value in found.items():
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(f"the environment has {name}={value}, not a whole number: pass rank= and world_size=")
+    return int(found["RANK"]), int(found["WORLD_SIZE"])
+
+
+def whole(order: Int64Array, W: int, remainder: str) -> Int64Array:
+    """Return sequences in any order without what is dropped, or with what is repeated, so that W ranks can share them."""
+    n = len(order)
+    if remainder == "repeat":
+        return np.concatenate([order, np.resize(order, -n % W)])
+    kept = n // W * W if remainder == "drop" else n
+    if kept < W:
+        raise ValueError(f'there are {n} sequences for {W} ranks, less than one each: pass remainder="repeat", or use fewer ranks')
+    return order[:kept]
+
+
+def columns(order: Int64Array, W: int) -> Int64Array:
+    """Return sequences (C * W,) in the order of their lengths as columns (C, W): to and fro, so that no rank gets the longer ones."""
+    dealt = order.reshape(-1, W)
+    if W > 1:
+        dealt = dealt.copy()
+        dealt[1::2] = dealt[1::2, ::-1]
+    return dealt
+
+
+def level(dealt: Int64Array, lengths: Int64Array) -> None:
+    """Exchange sequences within columns (C, W), in place, until the ranks' steps are nearly equal, or no exchange brings them nearer.
+
+    `lengths` has an entry for each number in `dealt`. Only small data sets need it: many columns level each other.
+    """
+    W = dealt.shape[1]
+    if W == 1:
+        return
+    steps = lengths[dealt]
+    totals = steps.sum(axis=0)
+    for _ in range(32 * W):
+        most, least = int(totals.argmax()), int(totals.argmin())
+        gap = int(totals[most] - totals[least])
+        if gap <= UNEVEN * totals.mean():
+            return
+        k = int(np.abs(2 * (steps[:, most] - steps[:, least]) - gap).argmin())
+        change = int(steps[k, most] - steps[k, least])
+        if not 0 < change < gap:
+            return
+        for table in (steps, dealt):
+            table[k, [most, least]] = table[k, [least, most]]
+        totals[most] -= change
+        totals[least] += change
