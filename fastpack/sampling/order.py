@@ -30,17 +30,21 @@ def by_length(lengths: Int64Array, mega_batch: int) -> Int64Array:
     Mega-batches are sorted downwards and upwards in turn, so that a batch across the border of two is as uniform as any other.
     Equal lengths keep their order.
     """
+    # in place as far as can be: at 10 million sequences, memory touched for the first time costs more than the sorting
     n, longest = len(lengths), int(lengths.max(initial=0))
-    position = np.arange(n)
-    if mega_batch >= n:
-        mega, height = np.zeros(1, np.int64), longest - lengths
-    else:
-        mega = position // mega_batch
-        height = np.where(mega % 2 == 0, longest - lengths, lengths)
-    if (n // mega_batch + 1) * (longest + 1) * n > LARGEST:  # such keys do not fit
-        return np.lexsort((height, np.broadcast_to(mega, n)))
-    keys = (mega * (longest + 1) + height) * n
-    keys += position
+    mega_batch = min(mega_batch, n)
+    count, rest = divmod(n, mega_batch)
+    keys = longest - lengths
+    megas, last = keys[: n - rest].reshape(count, mega_batch), keys[n - rest :]
+    np.subtract(longest, megas[1::2], out=megas[1::2])
+    if count % 2:
+        np.subtract(longest, last, out=last)
+    if (count + 1) * (longest + 1) * n > LARGEST:  # keys that are all different do not fit
+        return np.lexsort((keys, np.arange(n) // mega_batch))
+    megas += np.arange(0, count * (longest + 1), longest + 1)[:, None]
+    last += count * (longest + 1)
+    keys *= n
+    keys += np.arange(n)
     keys.sort()
     keys %= n
     return keys

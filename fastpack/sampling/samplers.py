@@ -13,7 +13,7 @@ from fastpack.sampling import budget, report, state
 from fastpack.sampling.budget import UNLIMITED, Limits
 from fastpack.sampling.cut import evenly, in_a_row, into_bins
 from fastpack.sampling.order import shuffled
-from fastpack.sampling.ranks import REMAINDERS, whole, who
+from fastpack.sampling.ranks import REMAINDERS, who, whole
 from fastpack.sampling.rounds import Plan, Rounds, Way, deal, longest_to_front, shuffle_batches
 
 
@@ -24,7 +24,7 @@ class BatchSampler(ABC):
         self, lengths: Any, *, shuffle: bool, longest_first: bool, seed: int, rank: int | None, world_size: int | None, remainder: str
     ) -> None:
         vector = budget.lengths(lengths)
-        self._checksum = zlib.crc32(vector.astype("<i8", copy=False))
+        self._checksum = zlib.crc32(vector.astype("<i8", copy=False).data)
         self._lengths = np.append(vector, 0)  # the index -1 stands for no sequence, and finds this
         self._taking_part: Int64Array | None = None  # None: every sequence
         self.shuffle, self.longest_first = bool(shuffle), bool(longest_first)

@@ -12,7 +12,7 @@ from fastpack.sampling import budget, state
 from fastpack.sampling.budget import UNLIMITED
 from fastpack.sampling.cut import in_a_row
 from fastpack.sampling.order import shuffled
-from fastpack.sampling.ranks import REMAINDERS, whole, who
+from fastpack.sampling.ranks import REMAINDERS, who, whole
 from fastpack.sampling.rounds import Plan, Way, deal, shuffle_batches
 
 Sample = TypeVar("Sample")
@@ -136,7 +136,7 @@ class TokenBudgetStream(Generic[Sample]):
             if place.batches >= len(ends):
                 raise ValueError(f"the state was taken after {place.batches} batches of samples that now make {len(ends) - 1}")
             for k in range(place.batches, len(ends) - 1):
-                self._at = place._replace(batches=k + 1)
+                self._at = _Place(place.chunk, place.samples, k + 1)
                 yield [chunk.samples[i] for i in plan.indices[ends[k] : ends[k + 1]].tolist()]
             place = _Place(place.chunk + 1, place.samples + chunk.read, 0)
 
