@@ -54,7 +54,7 @@ class SamplerReport(NamedTuple):
     def waiting(self) -> float:
         """The share of the ranks' time that is spent waiting for the one with most to do, if they meet after every batch."""
         held = self.batch_steps.max(axis=1).sum() * self.batch_steps.shape[1]
-        return float(1 - self.steps / max(held, 1))
+        return _lost(self.steps, held)
 
     @property
     def filled(self) -> float:
@@ -85,6 +85,10 @@ def of(rounds: Rounds, lengths: Int64Array, random: np.random.PCG64, max_tokens:
         max_tokens=max_tokens,
         batch_sequences=counts,
         batch_steps=steps,
-        padding=1 - total / max(cells, 1),
-        shuffled_padding=1 - total / max(random_cells, 1),
+        padding=_lost(total, cells),
+        shuffled_padding=_lost(total, random_cells),
     )
+
+
+def _lost(used: int, held: int) -> float:
+    return float(1 - used / held) if held else 0.0

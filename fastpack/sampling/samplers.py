@@ -109,12 +109,12 @@ class BatchSampler(ABC):
             The state is of other lengths, another sampler or other settings.
         """
         found = state.fitting(state_dict, {**self._settings(), "epoch": 0, "batches": 0})
-        before = self._epoch
+        before = self._epoch, self._drawn, self._resume_at, self._plan
         self.set_epoch(found["epoch"])
         try:
             self._resume_at = self._drawn = state.batches(found["batches"], "state_dict['batches']", len(self))
         except (TypeError, ValueError):
-            self.set_epoch(before)
+            self._epoch, self._drawn, self._resume_at, self._plan = before
             raise
 
     def _settings(self) -> dict[str, Any]:

@@ -87,15 +87,15 @@ def _draw_sizes(axes: "Axes", sizes: Int64Array, what: str, fill: str) -> None:
 
 def _draw_padding(axes: "Axes", report: "SamplerReport") -> None:
     """Draw the cells that padded batches of either kind have, of which the real steps are as many."""
-    names = ("random batches, padded", "these batches, padded", "packed")
+    names = ("shuffled,\npadded", "padded", "packed")
     shares = (report.shuffled_padding, report.padding, 0.0)
     cells = np.array([report.steps / max(1 - share, 1e-9) for share in shares])
     axes.barh(names, cells, color=PADDING, label="padding")
     axes.barh(names, report.steps, color=COLOURS[0], label="real steps")
     for name, share, width in zip(names, shares, cells.tolist(), strict=True):
-        axes.annotate(f" {share:.1%} padding", (width, name), va="center", fontsize=8)
+        axes.annotate(f" {share:.1%}", (width, name), va="center", fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.35 * max(cells.max(), 1)), xlabel="cells", title="padding")
+    axes.set(xlim=(0, 1.2 * max(cells.max(), 1)), xlabel="cells", title="padding, of all cells")
     axes.legend(loc="lower right", framealpha=0.9)
 
 
