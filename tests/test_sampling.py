@@ -1,6 +1,7 @@
 """Laws of the batch samplers: each index once, budgets kept, ranks balanced, a resumed epoch like one that was never left."""
 
 import json
+import re
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -40,7 +41,8 @@ def of_every_rank(kind: str, lengths, most: int, W: int, **options) -> list[list
     try:
         return [list(sampler(kind, lengths, most, rank=rank, world_size=W, **options)) for rank in range(W)]
     except ValueError as error:
-        assert "share equally" in str(error) or "less than one each" in str(error)
+        if not re.search("share equally|less than one each", str(error)):
+            raise
         return assume(False)
 
 
@@ -106,7 +108,7 @@ def test_sequences_that_are_too_long(kind, lengths, most):
 def test_drop_last(lengths, batch_size, W):
     options = {"drop_last": True, "world_size": W}
     if len(lengths) < batch_size * W:
-        with pytest.raises(ValueError, match="^drop_last leaves no batch"):
+        with pytest.raises(ValueError, match=r"^drop_last leaves no batch"):
             list(LengthGroupedBatchSampler(lengths, batch_size, rank=0, **options))
         return
     ranks = [list(LengthGroupedBatchSampler(lengths, batch_size, rank=rank, **options)) for rank in range(W)]

@@ -77,14 +77,14 @@ def test_budgets(call, match):
 @pytest.mark.parametrize("remainder", ["keep", "drop"])
 def test_fewer_sequences_than_ranks(sampler, most, remainder):
     batches = sampler(L, most, rank=0, world_size=6, remainder=remainder)
-    with pytest.raises(ValueError, match='^there are 5 sequences for 6 ranks, less than one each: pass remainder="repeat"'):
+    with pytest.raises(ValueError, match=r'^there are 5 sequences for 6 ranks, less than one each: pass remainder="repeat"'):
         len(batches)
     assert len(sampler(L, most, rank=5, world_size=6, remainder="repeat")) == 1
 
 
 def test_batches_of_one_that_the_ranks_cannot_share():
     for sampler in (TokenBudgetBatchSampler, BinPackingBatchSampler):
-        with pytest.raises(ValueError, match="^lengths has 3 sequences, each a batch of its own, which 2 ranks cannot share equally"):
+        with pytest.raises(ValueError, match=r"^lengths has 3 sequences, each a batch of its own, which 2 ranks cannot share equally"):
             list(sampler([9, 9, 9], 10, rank=0, world_size=2))
         assert list(map(len, sampler([9, 9, 9], 10, rank=0, world_size=2, remainder="repeat"))) == [1, 1]
 
@@ -92,7 +92,7 @@ def test_batches_of_one_that_the_ranks_cannot_share():
 @pytest.mark.parametrize("epoch", [-1, 1.0, "2", True])
 def test_set_epoch(epoch):
     for batches in (TokenBudgetBatchSampler(L, 9), TokenBudgetStream([], 9)):
-        with pytest.raises((TypeError, ValueError), match="^epoch is "):
+        with pytest.raises((TypeError, ValueError), match=r"^epoch is "):
             batches.set_epoch(epoch)
 
 
@@ -159,9 +159,9 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, match):
 
 def test_a_state_of_other_lengths_or_another_sampler():
     state = TokenBudgetBatchSampler(L, 9).state_dict()
-    with pytest.raises(ValueError, match="^state_dict was taken with checksum"):
+    with pytest.raises(ValueError, match=r"^state_dict was taken with checksum"):
         TokenBudgetBatchSampler(L[::-1], 9).load_state_dict(state)
-    with pytest.raises(ValueError, match="they differ in mega_batch_mult$"):
+    with pytest.raises(ValueError, match=r"they differ in mega_batch_mult$"):
         BinPackingBatchSampler(L, 9).load_state_dict(state)
-    with pytest.raises(ValueError, match="^batches is 9, but the epoch has 2 batches"):
+    with pytest.raises(ValueError, match=r"^batches is 9, but the epoch has 2 batches"):
         TokenBudgetBatchSampler(L, 9).state_dict(9)

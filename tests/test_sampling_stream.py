@@ -199,7 +199,7 @@ def test_lengths_that_are_none():
 
 
 def test_too_few_samples_for_all_ranks():
-    with pytest.raises(ValueError, match="^there are 2 sequences for 3 ranks, less than one each"):
+    with pytest.raises(ValueError, match=r"^there are 2 sequences for 3 ranks, less than one each"):
         list(stream([5, 5], rank=0, world_size=3))
     assert list(stream([], rank=0, world_size=3)) == []
     assert list(stream([5] * 9 + [6, 6], rank=0, world_size=3, buffer_size=3))  # the last two go with those before
@@ -221,9 +221,9 @@ def test_states_that_do_not_fit():
     list(islice(batches, 40))
     state = batches.state_dict()
     assert state["samples"] > 0 < state["batches"]
-    with pytest.raises(ValueError, match="^state_dict was taken with buffer_size 100, but this sampler has 99"):
+    with pytest.raises(ValueError, match=r"^state_dict was taken with buffer_size 100, but this sampler has 99"):
         stream(REVIEWS, 4096, buffer_size=99).load_state_dict(state)
-    with pytest.raises(ValueError, match="^state_dict does not have the entries of a TokenBudgetStream's state: they differ in seed"):
+    with pytest.raises(ValueError, match=r"^state_dict does not have the entries of a TokenBudgetStream's state: they differ in seed"):
         batches.load_state_dict({name: value for name, value in state.items() if name != "seed"})
     with pytest.raises(ValueError, match=r"^state_dict\['samples'\] is -1, but needs at least 0"):
         batches.load_state_dict(state | {"samples": -1})
