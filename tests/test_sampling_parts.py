@@ -1,6 +1,7 @@
 """The samplers' parts against plain Python: sorting, cutting, first fit decreasing, dealing, the report."""
 
 from collections import Counter
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ most = st.one_of(st.integers(1, 8), st.just(UNLIMITED))
 def batches_of(order: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     assert offsets[0] == 0
     assert offsets[-1] == len(order)
-    return [order[begin:end].tolist() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [order[begin:end].tolist() for begin, end in pairwise(offsets)]
 
 
 # --- order
@@ -87,7 +88,7 @@ def test_in_a_row_takes_as_many_as_fit(costs, max_tokens, max_sequences):
 def test_evenly(n, batch_size, sizes):
     batches = batches_of(*evenly(np.ones(n, np.int64), Limits(UNLIMITED, batch_size)))
     assert list(map(len, batches)) == sizes
-    assert sum(batches, []) == list(range(n))
+    assert list(chain(*batches)) == list(range(n))
 
 
 @laws

@@ -1,6 +1,7 @@
 """Batches of a stream: each sample once, budgets kept, memory bounded, ranks equal, resumed as if never left."""
 
 import json
+import re
 import weakref
 from itertools import islice
 
@@ -46,7 +47,8 @@ def test_every_sample_once_within_budget(lengths, buffer_size, W, max_sequences)
         try:
             ranks.append(list(stream(lengths, rank=rank, **options)))
         except ValueError as error:
-            assert "share equally" in str(error) or "less than one each" in str(error)
+            if not re.search("share equally|less than one each", str(error)):
+                raise
             return
     assert sorted(sample for batches in ranks for batch in batches for sample in batch) == list(enumerate(lengths))
     assert len(set(map(len, ranks))) == 1
@@ -57,17 +59,14 @@ def test_every_sample_once_within_budget(lengths, buffer_size, W, max_sequences)
 
 
 @laws
-@given(st.lists(st.integers(0, 130), min_size=1, max_size=90), st.integers(4, 40), st.sampled_from(["drop", "repeat"]))
+@given(st.lists(st.integers(0, 130), min_size=4, max_size=90), st.integers(4, 40), st.sampled_from(["drop", "repeat"]))
 def test_a_remainder_dropped_or_repeated(lengths, buffer_size, remainder):
-    ranks = [
-        list(stream(lengths, buffer_size=buffer_size, rank=rank, world_size=4, remainder=remainder)) if len(lengths) > 3 else []
-        for rank in range(4)
-    ]
+    options = {"buffer_size": buffer_size, "world_size": 4, "remainder": remainder}
+    ranks = [list(stream(lengths, rank=rank, **options)) for rank in range(4)]
     drawn = [sample for batches in ranks for batch in batches for sample in batch]
     assert len({tuple(map(len, batches)) for batches in ranks}) == 1
-    if len(lengths) > 3:
-        assert len(drawn) == (len(lengths) // 4 if remainder == "drop" else -(-len(lengths) // 4)) * 4
-        assert len(set(drawn)) == min(len(drawn), len(lengths))
+    assert len(drawn) == (len(lengths) // 4 if remainder == "drop" else -(-len(lengths) // 4)) * 4
+    assert len(set(drawn)) == min(len(drawn), len(lengths))
 
 
 def test_batches_hold_like_lengths():
@@ -123,7 +122,7 @@ def test_too_long():
     assert [sorted(batch) for batch in stream([5, 101, 5], too_long="drop")] == [[(0, 5), (2, 5)]]
     assert sorted(map(sorted, stream([5, 101, 5]))) == [[(0, 5), (2, 5)], [(1, 101)]]
     assert list(stream([101, 102], too_long="drop")) == []
-    with pytest.raises(ValueError, match=r"^of the samples from 2 on, lengths\[1\] is 101, but max_tokens is 100: raise it, or"):
+    with pytest.raises(ValueError, match=r"^of the samples from 3 on, lengths\[0\] is 101, but max_tokens is 100: raise it, or"):
         list(stream([5, 5, 5, 101], too_long="error", buffer_size=2))
 
 
