@@ -36,9 +36,13 @@ def __getattr__(name: str) -> Any:
     """Import layers and samplers when they are first asked for: layers alone would add a fifth to the time of `import fastpack`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastpack import recurrent, sampling
+    if name in ("GRU", "LSTM", "RNN"):
+        from fastpack import recurrent
 
-    return getattr(recurrent if hasattr(recurrent, name) else sampling, name)
+        return getattr(recurrent, name)
+    from fastpack import sampling
+
+    return getattr(sampling, name)
 
 
 def __dir__() -> list[str]:
