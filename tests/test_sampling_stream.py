@@ -92,14 +92,17 @@ def test_no_more_than_the_buffer_is_held(W):
             self.length = length
             alive.add(self)
 
-    most = 0
-    batches = TokenBudgetStream(
-        (Sample(length) for length in REVIEWS), 4096, length=lambda sample: sample.length, buffer_size=100, rank=0, world_size=W
-    )
-    for batch in batches:
-        most = max(most, len(alive))
+    most = []
+
+    def length(sample):
+        most.append(len(alive))
+        return sample.length
+
+    samples = (Sample(length) for length in REVIEWS)
+    for batch in TokenBudgetStream(samples, 4096, length=length, buffer_size=100, rank=0, world_size=W):
         del batch
-    assert 90 < most <= 100 + W
+    assert len(most) == len(REVIEWS)
+    assert 90 < max(most) <= 100 + W
 
 
 def test_epochs_and_seeds():

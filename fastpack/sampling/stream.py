@@ -135,10 +135,12 @@ class TokenBudgetStream(Generic[Sample]):
             ends = plan.offsets.tolist()
             if place.batches >= len(ends):
                 raise ValueError(f"the state was taken after {place.batches} batches of samples that now make {len(ends) - 1}")
+            ordered = list(map(chunk.samples.__getitem__, plan.indices.tolist()))
             for k in range(place.batches, len(ends) - 1):
                 self._at = _Place(place.chunk, place.samples, k + 1)
-                yield [chunk.samples[i] for i in plan.indices[ends[k] : ends[k + 1]].tolist()]
+                yield ordered[ends[k] : ends[k + 1]]
             place = _Place(place.chunk + 1, place.samples + chunk.read, 0)
+            del chunk, ordered  # before the next chunk is read
 
     def _chunks(self, source: Iterator[Sample], read: int) -> Iterator[_Chunk]:
         """Yield chunks of a multiple of W samples; the last of any number, but of W at least where there are so many at all."""
@@ -151,6 +153,7 @@ class TokenBudgetStream(Generic[Sample]):
                 chunk, ahead = chunk + ahead, _Chunk([], [], 0)
             read += chunk.read
             yield chunk
+            del chunk  # before the next is read
 
     def _take(self, source: Iterator[Sample], count: int, read: int) -> _Chunk:
         """Return the next `count` samples that take part, or as many as there are, after so many `read` before."""
