@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler
 from fastpack.sampling.budget import UNLIMITED, Limits
 from fastpack.sampling.cut import evenly, in_a_row, into_bins, with_one_more
-from fastpack.sampling.order import by_length, gathered, shortest, shuffled
+from fastpack.sampling.order import by_length, gathered, random_of, shortest, shuffled
 from fastpack.sampling.ranks import columns, level
 
 laws = settings(max_examples=300, derandomize=True, deadline=None, database=None)
@@ -43,6 +43,18 @@ def test_shuffled_gives_each_order_as_often():
     counted = Counter(tuple(shuffled(random, 4).tolist()) for _ in range(24_000))
     assert len(counted) == 24
     assert sum((count - 1000) ** 2 / 1000 for count in counted.values()) < 60  # chi squared of 23 degrees: 1 in 10,000
+
+
+def test_random_numbers_are_of_our_own_and_of_each_part():
+    def first(numbers):
+        return tuple(numbers.random_raw(3).tolist())
+
+    seeds = [0, 1, 2**32, 2**64]
+    ours = [first(random_of(seed, *part)) for seed in seeds for part in ((0,), (1,), (0, 0), (0, 1), (1, 0), (2**40,))]
+    users = [first(np.random.PCG64(seed)) for seed in [*seeds, [0, 1], [1, 1]]]
+    users += [first(np.random.PCG64(child)) for child in np.random.SeedSequence(0).spawn(3)]
+    assert len(set(ours)) == len(ours)
+    assert not set(ours) & set(users)
 
 
 @laws

@@ -9,6 +9,13 @@ import numpy as np
 
 from fastpack.checks import LARGEST, Int64Array
 
+OURS = 0x66617374  # a key of its own: users who draw lengths by `default_rng(0)` would have them sorted, not shuffled, by its numbers
+
+
+def random_of(seed: int, *part: int) -> np.random.PCG64:
+    """Return the random numbers of a part of what `seed` decides: of an epoch, or of a chunk in it."""
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(OURS, *part)))
+
 
 def shuffled(random: np.random.PCG64, n: int) -> Int64Array:
     """Return the numbers below n in random order.

@@ -12,7 +12,7 @@ from fastpack.checks import Int64Array
 from fastpack.sampling import budget, report, state
 from fastpack.sampling.budget import UNLIMITED, Limits
 from fastpack.sampling.cut import evenly, in_a_row, into_bins
-from fastpack.sampling.order import shuffled
+from fastpack.sampling.order import random_of, shuffled
 from fastpack.sampling.ranks import REMAINDERS, who, whole
 from fastpack.sampling.rounds import Plan, Rounds, Way, deal, longest_to_front, shuffle_batches
 
@@ -73,7 +73,7 @@ class BatchSampler(ABC):
 
     def rounds(self) -> Rounds:
         """Return the epoch's batches of all ranks."""
-        random = np.random.PCG64([self.seed, self._epoch])
+        random = random_of(self.seed, self._epoch)
         n = len(self._lengths) - 1 if self._taking_part is None else len(self._taking_part)
         order = self._whole(shuffled(random, n) if self.shuffle else np.arange(n))
         if self._taking_part is not None:
@@ -86,7 +86,7 @@ class BatchSampler(ABC):
 
     def report(self) -> "report.SamplerReport":
         """Return what this epoch's batches make of the data set: the padding spared, their sizes, the balance of the ranks."""
-        return report.of(self.rounds(), self._lengths, np.random.PCG64([self.seed, self._epoch, 1]), self._max_tokens())
+        return report.of(self.rounds(), self._lengths, random_of(self.seed, self._epoch, 1), self._max_tokens())
 
     def state_dict(self, batches: int | None = None) -> dict[str, Any]:
         """Return where in the epoch one is: of plain numbers and strings, and the same on every rank.
@@ -165,8 +165,8 @@ class LengthGroupedBatchSampler(BatchSampler):
     seed : int
         The same seed, epoch and lengths give the same batches on every machine.
     rank, world_size : int
-        This process among all; by default as torch.distributed's launchers say in RANK and WORLD_SIZE, else 0 of 1. Each
-        rank has the same number of batches, and batches at a time have nearly the same number of real steps.
+        This process among all; by default as torch.distributed's launchers say in RANK and WORLD_SIZE, else 0 of 1. Every
+        rank has the same number of batches and, in all and in each batch, nearly the same number of real steps.
     remainder : {"keep", "drop", "repeat"}
         What becomes of sequences beyond a multiple of `world_size`. "keep": some ranks have a sequence more, and each comes once.
         "drop": random ones are left out. "repeat": random ones come twice, so that all ranks have equally many, as in torch's

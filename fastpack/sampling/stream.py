@@ -11,7 +11,7 @@ from fastpack.checks import Int64Array
 from fastpack.sampling import budget, state
 from fastpack.sampling.budget import UNLIMITED
 from fastpack.sampling.cut import in_a_row
-from fastpack.sampling.order import shuffled
+from fastpack.sampling.order import random_of, shuffled
 from fastpack.sampling.ranks import REMAINDERS, who, whole
 from fastpack.sampling.rounds import Plan, Way, deal, shuffle_batches
 
@@ -45,6 +45,7 @@ class TokenBudgetStream(Generic[Sample]):
 
     `buffer_size` samples are read, sorted by length and cut into batches, which are shuffled and handed out; then the next are read.
     Iterating gives lists of samples, for a collate function; beside them, at most `buffer_size + world_size` samples are held.
+    In a loader with several workers each would read the whole stream: share it between them before.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ class TokenBudgetStream(Generic[Sample]):
         return chunk
 
     def _plan(self, chunk: _Chunk, number: int) -> Plan:
-        random = np.random.PCG64([self.seed, self._epoch, number])
+        random = random_of(self.seed, self._epoch, number)
         order = whole(shuffled(random, len(chunk.samples)), self.world_size, self.remainder)
         lengths = np.concatenate([*chunk.lengths, [0]])
         rounds = deal(lengths, order, self.world_size, Way(UNLIMITED, in_a_row, self.budget.limits))
