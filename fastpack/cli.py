@@ -188,7 +188,7 @@ def plan(
 
     try:
         lengths = lengths_file.read(file, offsets)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, OverflowError) as error:
         fail("plan", f"{file}: {getattr(error, 'strerror', None) or error}")
     try:
         sampler: BatchSampler

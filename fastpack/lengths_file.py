@@ -21,7 +21,7 @@ def read(file: str, as_offsets: bool = False) -> Int64Array:
     ------
     OSError
         It cannot be read.
-    TypeError, ValueError
+    TypeError, ValueError, OverflowError
         What is in it are no lengths, or, if `as_offsets`, no offsets.
     """
     path = Path(file)

@@ -122,6 +122,8 @@ def test_every_kind_of_file_holds_the_same_lengths(tmp_path, npy):
         ("a.txt", "3\n4\nx\n", (), "a.txt: entry 3 (line 3) is 'x', not a whole number"),
         ("a.txt", "3\n-4\n", (), "entry 2 (line 2) is '-4', but a length is 0 or more"),
         ("a.txt", "9" * 30, (), "but there can be at most 2,305,843,009,213,693,952 steps"),
+        ("a.txt", f"{2**61} " * 4, (), "a.txt: lengths add up to more rows than int64 can count"),
+        ("a.txt", f"{2**61} 1", (), "lengths add up to 2305843009213693953 steps, but"),
         ("a.txt", "", (), "a.txt: no lengths"),
         ("a.txt", "1 2", ("--offsets",), "offsets[0] is 1, but offsets start at 0"),
         ("a.npy", "no array", (), "a.npy: not an array of numbers in NumPy's format"),

@@ -12,7 +12,7 @@ from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBud
 from fastpack.sampling.budget import UNLIMITED, Limits
 from fastpack.sampling.cut import evenly, in_a_row, into_bins, with_one_more
 from fastpack.sampling.order import by_length, gathered, random_of, shortest, shuffled
-from fastpack.sampling.ranks import columns, level
+from fastpack.sampling.ranks import columns, exchange, level
 
 laws = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 costs = st.one_of(
@@ -164,6 +164,30 @@ def test_level_exchanges_within_columns_and_never_makes_it_worse(lengths, W):
     level(dealt, padded)
     assert np.array_equal(np.sort(dealt), np.sort(before))
     assert np.ptp(padded[dealt].sum(axis=0)) <= np.ptp(padded[before].sum(axis=0))
+
+
+@laws
+@given(costs, st.integers(2, 4), st.integers(60, 300), st.integers(1, 8), st.sampled_from([in_a_row, into_bins]))
+def test_exchange_keeps_to_the_budget_and_never_makes_it_worse(lengths, W, max_tokens, max_sequences, cut):
+    lengths += [1] * (-len(lengths) % W)
+    padded = np.array([*lengths, 0])
+    dealt = by_length(padded[:-1], UNLIMITED).reshape(-1, W)  # the first rank has the longer one each time
+    order, offsets = cut(padded[dealt].max(axis=1), Limits(max_tokens, max_sequences))
+    indices = dealt[order].copy()
+    before = np.ptp(padded[indices].sum(axis=0))
+    exchange(indices, offsets, padded, max_tokens)
+    assert sorted(indices.ravel().tolist()) == list(range(len(lengths)))
+    assert np.add.reduceat(padded[indices], offsets[:-1], axis=0).max() <= max_tokens
+    assert np.ptp(padded[indices].sum(axis=0)) <= before
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(130, [122, 118]), (25, [140, 100])])
+def test_exchange_levels_what_columns_cannot(max_tokens, expected):
+    lengths = np.array([100, 60, 30, 28, 12, 10, 0])
+    indices = np.array([[0, 1], [2, 3], [4, 5]])  # 142 and 98
+    assert not level(indices.copy(), lengths)
+    exchange(indices, np.array([0, 2, 3]), lengths, max_tokens)  # the 30 and the 10, or if the budget forbids it the 12 and the 10
+    assert lengths[indices].sum(axis=0).tolist() == expected
 
 
 def test_level_finds_the_exchange_that_is_needed():

@@ -9,7 +9,7 @@ from fastpack.checks import Int64Array
 from fastpack.sampling.budget import Limits
 from fastpack.sampling.cut import with_one_more
 from fastpack.sampling.order import by_length, gathered, shortest, shuffled
-from fastpack.sampling.ranks import columns, level
+from fastpack.sampling.ranks import columns, exchange, level
 
 Cut = Callable[[Int64Array, Limits], tuple[Int64Array, Int64Array]]
 
@@ -78,7 +78,7 @@ def deal(lengths: Int64Array, order: Int64Array, W: int, way: Way) -> Rounds:
     dealt = columns(order[by_length(lengths[order], way.mega_batch)], W)
     if left:
         dealt = np.vstack([dealt, np.append(rest, np.full(W - left, -1))])
-    level(dealt, lengths)
+    levelled = level(dealt, lengths)
     costs = lengths[dealt[:, 0]] if W == 1 else lengths[dealt].max(axis=1)
     np.clip(costs, 1, way.limits.max_tokens, out=costs)
     batches: tuple[Int64Array, Int64Array] | None = way.cut(costs[: len(costs) - bool(left)], way.limits)
@@ -89,7 +89,10 @@ def deal(lengths: Int64Array, order: Int64Array, W: int, way: Way) -> Rounds:
             f"lengths has {len(order) + left} sequences, each a batch of its own, which {W} ranks cannot share equally: "
             'pass remainder="drop" or "repeat"'
         )
-    return Rounds(dealt[batches[0]], batches[1])
+    rounds = Rounds(dealt[batches[0]], batches[1])
+    if not levelled:
+        exchange(*rounds, lengths, way.limits.max_tokens)
+    return rounds
 
 
 def shuffle_batches(rounds: Rounds, random: np.random.PCG64) -> Rounds:
