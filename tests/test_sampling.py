@@ -207,6 +207,11 @@ def test_batches_are_these_on_every_machine(kind, expected):
     assert list(sampler(kind, [5, 80, 3, 40, 60, 20, 7, 0, 33, 100], 1 if kind != "length" else 3, seed=3)) == expected
 
 
+def test_ranks_have_these_batches_on_every_machine():
+    lengths = [97, 3, 41, 8, 60, 22, 71, 5, 33, 14, 50]
+    assert of_every_rank("budget", lengths, 1, 3, seed=3) == [[[1, 2], [0]], [[9, 10, 3], [4]], [[5, 6, 7], [8]]]
+
+
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">i4", "i8", "u8"])
 def test_lengths_of_any_integer_dtype_strided_or_read_only(dtype):
     expected = list(sampler("budget", FEW, 2))

@@ -5,10 +5,11 @@ from typing import Any
 from fastpack import checks
 
 VERSION = 1  # of how plans are made: raise it when the same settings would give other batches
+POSITIONS = ("epoch", "batches", "chunk", "samples")  # the entries that say where one is; all others decide the batches
 
 
 def fitting(state_dict: Any, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return `state_dict`, whose entries are those of `wanted`; all but its numbers of epochs, batches and samples must agree."""
+    """Return `state_dict`, whose entries are those of `wanted`, and equal, but for those of `POSITIONS`."""
     if not isinstance(state_dict, dict):
         raise TypeError(f"state_dict is {checks.described(state_dict)}, not a dict: pass what state_dict() returned")
     if state_dict.keys() != wanted.keys():
@@ -21,9 +22,6 @@ def fitting(state_dict: Any, wanted: dict[str, Any]) -> dict[str, Any]:
                 "its batches are others, so make the sampler as it was then, or begin an epoch by set_epoch"
             )
     return state_dict
-
-
-POSITIONS = ("epoch", "batches", "chunk", "samples")
 
 
 def batches(value: Any, name: str, most: int) -> int:
