@@ -53,6 +53,13 @@ def bench_plan(benchmark: Any, kind: str, name: str, W: int) -> None:
     benchmark.pedantic(planned, (name, lengths_of(kind), W), rounds=3)
 
 
+def bench_bins_of_many_different_lengths(benchmark: Any) -> None:
+    """Time the hardest for bins, which take a step for each different length: 340,000 of them, speech in samples at 16 kHz."""
+    lengths = lengths_of("speech") * 640 + np.random.default_rng(1).integers(0, 640, MANY)
+    benchmark.group, benchmark.name = f"batches of {MANY:,} recordings, in samples", "BinPackingBatchSampler"
+    benchmark.pedantic(lambda: BinPackingBatchSampler(lengths, 5_000_000, rank=0, world_size=1).plan(), rounds=3)
+
+
 def bench_stream(benchmark: Any) -> None:
     """Time batches of a stream, all of them, the reading of the samples included."""
     benchmark.group, benchmark.name = f"batches of {MANY:,} reviews", "TokenBudgetStream"

@@ -7,9 +7,8 @@ A cost is a number of real steps, 1 <= cost <= max_tokens, so that an empty sequ
 many otherwise), and a sequence beyond the budget fills a batch alone.
 """
 
-from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 
@@ -39,29 +38,12 @@ def in_a_row(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array]
     return np.arange(n), np.array(offsets, np.int64)
 
 
-class Bins(NamedTuple):
-    """Bins begin to begin + number, opened one after another, that have room for so many steps and so many sequences."""
-
-    begin: int
-    number: int
-    room: int
-    places: int
-
-
-class Filled(NamedTuple):
-    """The next `number * each` costs went into bins begin to begin + number, `each` of them into every one."""
-
-    begin: int
-    number: int
-    each: int
-
-
 def into_bins(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array]:
     """Put `costs` (n,), which never rise, into bins by first fit decreasing.
 
     Bins come in the order in which they were opened.
     """
-    fills = np.array(list(_first_fit(costs, limits)), np.int64).reshape(-1, 3)
+    fills = np.fromiter(chain.from_iterable(_first_fit(costs, limits)), np.int64).reshape(-1, 3)
     begin, number, each = fills.T
     # a run: what one fill puts into one bin, a stretch of costs
     bins = np.repeat(begin - np.cumsum(number) + number, number) + np.arange(int(number.sum()))
@@ -76,37 +58,40 @@ def into_bins(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array
     return order, ends[np.searchsorted(bins[by_bin], np.arange(int(bins.max()) + 2))]
 
 
-def _first_fit(costs: Int64Array, limits: Limits) -> Iterator[Filled]:
-    """Yield what goes where, in the order of the costs.
+def _first_fit(costs: Int64Array, limits: Limits) -> list[tuple[int, int, int]]:
+    """Return (begin, number, each) for each fill: the next number * each costs go into the bins from begin on, `each` into every one.
 
     Equal costs go together: the first bin that takes one takes as many as fit, and all bins alike that were opened in a row do the
-    same. Each such step at least halves their room, and a cost opens at most four new kinds of bins, so there are
-    O(D log max_tokens) steps for D different costs, however many sequences there are.
+    same. Each such fill at least halves their room, and a cost makes at most four new kinds of bins, so there are
+    O(D log max_tokens) fills for D different costs, however many sequences there are.
     """
+    # bins alike are a plain tuple (begin, number, room for so many steps, places for sequences): named, they take three times as long
     begins = np.flatnonzero(np.diff(costs, prepend=-1))
-    fitting: list[Bins] = []  # a heap, the first opened on top
-    waiting: list[tuple[int, Bins]] = []  # a heap of bins with too little room so far, the most room on top
-    opened = 0
+    fitting: list[tuple[int, int, int, int]] = []  # a heap, the first opened on top
+    waiting: list[tuple[int, tuple[int, int, int, int]]] = []  # a heap of bins with too little room so far, the most on top
+    fills, opened, least = [], 0, int(costs[-1])
     for cost, left in zip(costs[begins].tolist(), np.diff(begins, append=len(costs)).tolist(), strict=True):
         while waiting and -waiting[0][0] >= cost:
             heappush(fitting, heappop(waiting)[1])
         while left:
-            if not fitting:
-                each = min(limits.max_tokens // cost, limits.max_sequences)
-                fitting.append(Bins(opened, -(-left // each), *limits))
-                opened += fitting[0].number
-            bins = heappop(fitting)
-            filled = _fill(bins, cost, left)
-            left -= filled.number * filled.each
-            yield filled
-            rest = Bins(bins.begin + filled.number, bins.number - filled.number, bins.room, bins.places)
-            touched = Bins(bins.begin, filled.number, bins.room - filled.each * cost, bins.places - filled.each)
-            if rest.number:
-                heappush(fitting, rest)
-            if touched.places and touched.room >= cost:
-                heappush(fitting, touched)
-            elif touched.places and touched.room:
-                heappush(waiting, (-touched.room, touched))
+            if fitting:
+                begin, number, room, places = heappop(fitting)
+            else:
+                begin, (room, places) = opened, limits
+                number = -(-left // min(room // cost, places))
+                opened += number
+            each = min(room // cost, places)
+            each, filled = (each, min(number, left // each)) if left >= each else (left, 1)
+            fills.append((begin, filled, each))
+            left -= filled * each
+            if filled < number:
+                heappush(fitting, (begin + filled, number - filled, room, places))
+            room, places = room - each * cost, places - each
+            if places and room >= cost:
+                heappush(fitting, (begin, filled, room, places))
+            elif places and room >= least:
+                heappush(waiting, (-room, (begin, filled, room, places)))
+    return fills
 
 
 def with_one_more(order: Int64Array, offsets: Int64Array, costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array] | None:
@@ -129,9 +114,3 @@ def with_one_more(order: Int64Array, offsets: Int64Array, costs: Int64Array, lim
     if not with_room.any():  # with the last of batch k: there were two that fitted, and this one is no longer than the other
         offsets = np.insert(offsets, k + 1, end - 1)
     return order, offsets
-
-
-def _fill(bins: Bins, cost: int, left: int) -> Filled:
-    """Return how `left` sequences of one cost go into bins alike: full ones, or if there are too few for one, all into the first."""
-    each = min(bins.room // cost, bins.places)
-    return Filled(bins.begin, min(bins.number, left // each), each) if left >= each else Filled(bins.begin, 1, left)
