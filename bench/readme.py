@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import fastpack  # noqa: E402
-from bench import bench_memory, bench_rnn, bench_serving, bench_startup, readme_training  # noqa: E402
+from bench import bench_memory, bench_rnn, bench_sampling, bench_serving, bench_startup, readme_training  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
 from bench.peak import peak  # noqa: E402
@@ -97,6 +97,19 @@ def inference_memory() -> list[str]:
     return ["| | KB |", "| --- | ---: |", *(f"| {name} | {bench_memory.inference_memory(name)[0] / 1e3:,.0f} |" for name in names)]
 
 
+def samplers() -> list[str]:
+    """Return a Markdown table of samplers on many film reviews: seconds are medians of 5."""
+    lengths = bench_sampling.lengths_of("reviews")
+    lines = ["| | seconds | real steps a batch | padding, if padded | if shuffled |", "| --- |" + " ---: |" * 4]
+    for name in bench_sampling.SAMPLERS:
+        seconds = statistics.median(once(lambda name=name: bench_sampling.planned(name, lengths), 1) for _ in range(5))  # type: ignore[misc]
+        report = bench_sampling.planned(name, lengths).report()
+        shares = f"{report.padding:.1%} | {report.shuffled_padding:.1%}"
+        lines.append(f"| `{name}` | {seconds:.1f} | {report.batch_steps.mean():,.0f} | {shares} |")
+    seconds = statistics.median(once(lambda: bench_sampling.streamed(lengths), 1) for _ in range(3))
+    return [*lines, f"| `TokenBudgetStream`, all of it read | {seconds:.1f} | | | |"]
+
+
 def serving() -> list[str]:
     """Return a Markdown table of processes that serve: medians of 5 of each."""
     servers = [server for server in bench_serving.SERVERS if server != "onnx" or bench_serving.have_onnx()]
@@ -162,6 +175,7 @@ def main() -> None:
         "shapes": readme_training.shapes,
         "long sequences": readme_training.long_sequences,
         "serving": serving,
+        "samplers": samplers,
         "start-up": startup,
         "measured on": lambda: [told],
     }

@@ -1,4 +1,4 @@
-"""The command line: `fastpack demo`, `explain`, `info` and `compile`.
+"""The command line: `fastpack demo`, `explain`, `plan`, `info` and `compile`.
 
 A command reads its arguments, says what is wrong with them in one line, and hands over: exit code 2 for a mistake of the
 user's, 1 where something is missing or fails, 130 after Ctrl-C.
@@ -165,6 +165,53 @@ def explain(
 
 
 @app.command()
+def plan(
+    file: Annotated[str, typer.Argument(help="Lengths: .npy, .npz (lengths or offsets), or text, one a line.", show_default=False)],
+    max_tokens: Annotated[int | None, typer.Option(help="The most real steps of a batch.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences of a batch, in place of --max-tokens.", show_default=False)] = None,
+    max_sequences: Annotated[int | None, typer.Option(help="The most sequences of a batch.", show_default=False)] = None,
+    bins: Annotated[bool, typer.Option("--bins", help="Fill batches to the last step: first fit decreasing.")] = False,
+    too_long: Annotated[str, typer.Option(help="A sequence beyond --max-tokens: error, alone (a batch of its own) or drop.")] = "error",
+    ranks: Annotated[int, typer.Option(help="Processes that share the data.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    offsets: Annotated[bool, typer.Option("--offsets", help="The file holds offsets, 0 and where each sequence ends.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Draw it into this file, too: png, pdf or svg.", show_default=False)] = None,
+) -> None:
+    """Tell what a batch sampler makes of a data set: padding spared, sizes of batches, balance of ranks."""
+    if (max_tokens is None) == (batch_size is None) or (batch_size is not None and (bins or max_sequences is not None)):
+        fail("plan", "give either --max-tokens, with or without --max-sequences and --bins, or --batch-size alone")
+    if png is not None:
+        check_writable("plan", "--png", png)
+        need("plan", "matplotlib", "plot")
+    need_kernels("plan")
+    from fastpack import lengths_file, show
+    from fastpack.sampling import BatchSampler, BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler
+
+    try:
+        lengths = lengths_file.read(file, offsets)
+    except (OSError, TypeError, ValueError, OverflowError) as error:
+        fail("plan", f"{file}: {getattr(error, 'strerror', None) or error}")
+    try:
+        sampler: BatchSampler
+        if max_tokens is None:
+            sampler = LengthGroupedBatchSampler(lengths, batch_size or 0, seed=seed, rank=0, world_size=ranks)
+        else:
+            kind = BinPackingBatchSampler if bins else TokenBudgetBatchSampler
+            sampler = kind(lengths, max_tokens, max_sequences=max_sequences, too_long=too_long, seed=seed, rank=0, world_size=ranks)
+        report = sampler.report()
+    except (ValueError, OverflowError) as error:
+        fail("plan", str(error))
+    console = new_console()
+    show.plan(report, console)
+    if png is not None:
+        try:
+            show.plan_figure(report).savefig(png, format=png.suffix[1:].lower())
+        except OSError as error:  # the disk is full by now
+            fail("plan", str(error), 1)
+        console.print(f"drawn in {escape(str(png))}", soft_wrap=True)
+
+
+@app.command()
 def info() -> None:
     """Tell what fastpack runs on: versions, CPU, kernels, threads, caches."""
     from fastpack import about
@@ -221,37 +268,11 @@ def read(file: str) -> str:
 
 def layout_of(text: str, file: str) -> "Layout":
     """Return the layout of the lengths in `text`; exit with the entry that is none."""
-    entries = text.replace(",", " ").split()
-    if not entries:
+    from fastpack import lengths_file
+
+    if not text.replace(",", " ").strip():
         fail("explain", f"no lengths in {'standard input' if file == '-' else file or 'the arguments'}")
     try:
-        lengths = list(map(int, entries))
-    except ValueError:
-        lengths = []
-    if not lengths or min(lengths) < 0 or max(lengths) > LONGEST_DRAWN:
-        k, entry = next((k, entry) for k, entry in enumerate(entries) if wrong_with(entry))
-        where = f"entry {k + 1}"
-        if file:  # an entry ends where the text that begins with k more of them ends
-            where += f" (line {line_of(text, k)})"
-        fail("explain", f"{where} is {entry[:40]!r}, {wrong_with(entry)}")
-    return fastpack.Layout(lengths)
-
-
-def wrong_with(entry: str) -> str:
-    """Return what keeps an entry from being a length; empty where nothing does."""
-    try:
-        length = int(entry)
-    except ValueError:
-        return "not a whole number"
-    if length < 0:
-        return "but a length is 0 or more"
-    return f"but explain draws at most {LONGEST_DRAWN:,} steps" if length > LONGEST_DRAWN else ""
-
-
-def line_of(text: str, k: int) -> int:
-    """Return the line, from 1, of the k-th entry of `text`."""
-    for number, line in enumerate(text.replace(",", " ").split("\n"), 1):
-        k -= len(line.split())
-        if k < 0:
-            return number
-    return 0
+        return fastpack.Layout(lengths_file.parse(text, bool(file), LONGEST_DRAWN, f"but explain draws at most {LONGEST_DRAWN:,} steps"))
+    except ValueError as error:
+        fail("explain", str(error))

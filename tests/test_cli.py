@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_help_and_version():
-    assert {"demo", "explain", "info", "compile"} <= set(re.findall(r"\w+", run().stdout))
+    assert {"demo", "explain", "plan", "info", "compile"} <= set(re.findall(r"\w+", run().stdout))
     assert run("--version").stdout == f"fastpack {fastpack.__version__}\n"
 
 

@@ -18,7 +18,7 @@ NUMPY_LEVEL = [
     *("cells", "weights", "threads", "recurrent", "sampling", "arrow"),
 ]
 REFERENCE = ["reference", "reference_layers"]
-PROGRAM = ["cli", "about", "demo", "__main__"]  # what runs as a program: it may import anything
+PROGRAM = ["cli", "about", "lengths_file", "demo", "__main__"]  # what runs as a program: it may import anything
 
 
 class Rule(NamedTuple):
@@ -133,6 +133,8 @@ def test_rules_of_import(rule: Rule) -> None:
         ("the machine knows", "fastpack.machine", "from fastpack.checks import address"),
         ("the NumPy level", "fastpack.packing", "from fastpack import fallback"),
         ("the NumPy level", "fastpack.layout", "from . import kernels"),
+        ("the NumPy level", "fastpack.sampling.stream", "from fastpack.reference import pack"),
+        ("torch is for", "fastpack.sampling.samplers", "from torch.utils.data import Sampler"),
         ("names of modules", "fastpack.packing", "__import__('fastpack.' + 'cli')"),
         ("the reference stands", "fastpack.reference", "from fastpack.packed import Packed"),
         ("the reference stands", "fastpack.reference_layers", "from fastpack import cells"),
@@ -156,24 +158,36 @@ def top_level(source: str) -> str:
 
 
 def upwards(module: str, imported: list[str]) -> list[str]:
-    """Return which of the imported modules of the NumPy level stand above `module`."""
-    rank = {f"fastpack.{name}": k for k, name in enumerate(NUMPY_LEVEL)}
-    rank["fastpack.checks"], rank["fastpack.headers"] = 2, 1
-    return [name for name in imported if rank.get(name, -1) >= rank[module]]
+    """Return which of the imported modules of the NumPy level stand above `module`, those of one package being one."""
+    rank = {name: k for k, name in enumerate(NUMPY_LEVEL)}
+    here = part_of_the_numpy_level(module)
+    parts = {name: part_of_the_numpy_level(name) for name in imported}
+    return [name for name, part in parts.items() if part and (rank[part] > rank[here] or name == f"fastpack.{here}")]
+
+
+def part_of_the_numpy_level(module: str) -> str:
+    """Return the first name of a module of the NumPy level, empty for any other."""
+    name = module.partition("fastpack.")[2].partition(".")[0]
+    return name if name in NUMPY_LEVEL else ""
 
 
 def test_the_numpy_level_imports_downwards() -> None:
     files = sources()
-    for name in NUMPY_LEVEL:
-        module = f"fastpack.{name}"
-        if module in files:
-            assert not upwards(module, list(imports(module, top_level(files[module].read_text()), set(files))))
+    modules = [module for module in files if part_of_the_numpy_level(module)]
+    assert {"fastpack.packing", "fastpack.sampling", "fastpack.sampling.cut"} <= set(modules)
+    for module in modules:
+        source = top_level(files[module].read_text())
+        assert not upwards(module, list(imports(module, source, set(files), is_package=files[module].name == "__init__.py")))
     assert upwards("fastpack.checks", ["fastpack.packed", "fastpack.layout", "numpy"]) == ["fastpack.packed"]
+    assert upwards("fastpack.packing", ["fastpack.sampling.cut", "fastpack.torch"]) == ["fastpack.sampling.cut"]
+    assert upwards("fastpack.sampling.cut", ["fastpack.sampling", "fastpack.sampling.order"]) == ["fastpack.sampling"]
 
 
 FRESH = """
 import sys
 import numpy as np
+if {sample}:
+    np.random  # loaded when it is first asked for, with modules of Cython's and of the standard library
 before = set(sys.modules)
 import fastpack
 if {pack}:
@@ -182,6 +196,10 @@ if {run}:
     one = np.ones((1, 1))
     layer = fastpack.RNN.from_state_dict({{"weight_ih_l0": one, "weight_hh_l0": one}}, nonlinearity="relu")
     layer(fastpack.pack([np.ones((3, 1)), np.ones((2, 1))]), num_threads=2)
+if {sample}:
+    sampler = fastpack.TokenBudgetBatchSampler([3, 5, 4], 8)
+    assert sorted(i for batch in sampler for i in batch) == [0, 1, 2]
+    sampler.load_state_dict(sampler.state_dict())
 new = set(sys.modules) - before
 print(*sorted(name for name in new if name.partition(".")[0] != "fastpack"))
 print(*sorted(name for name in new if name.partition(".")[0] == "fastpack"))
@@ -190,15 +208,18 @@ print(*sorted(name for name in new if name.partition(".")[0] == "fastpack"))
 SLOW = {"asyncio", "concurrent", "email", "importlib.metadata", "inspect", "logging", "multiprocessing", "pathlib", "shutil", "subprocess"}
 
 
-@pytest.mark.parametrize(("pack", "run"), [(False, False), (True, False), (True, True)])
-def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, run: bool, child: Child) -> None:
-    foreign, own = (line.split() for line in child(FRESH.format(pack=pack, run=run)).splitlines())
+@pytest.mark.parametrize(
+    ("pack", "run", "sample"), [(False, False, False), (True, False, False), (True, True, False), (False, False, True)]
+)
+def test_a_fresh_process_loads_numpy_and_nothing_heavy(pack: bool, run: bool, sample: bool, child: Child) -> None:
+    foreign, own = (line.split() for line in child(FRESH.format(pack=pack, run=run, sample=sample)).splitlines())
     assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names - {"numpy"}
     assert not SLOW & set(foreign)
     unwanted = ours("kernels", "compiler", "fallback", "torch", "show", *REFERENCE, *PROGRAM)
     assert not [name for name in own if within(name, unwanted)]
     assert {"fastpack", "fastpack.packing"} <= set(own)
     assert ("fastpack.recurrent" in own) == run
+    assert ("fastpack.sampling" in own) == sample
 
 
 def test_what_is_loaded_is_seen(child: Child) -> None:
@@ -206,7 +227,7 @@ def test_what_is_loaded_is_seen(child: Child) -> None:
         line.split()
         for line in child(
             "import rich, logging, fastpack.reference\n"
-            + FRESH.format(pack=False, run=False).replace("before = set(sys.modules)", "before = set()")
+            + FRESH.format(pack=False, run=False, sample=False).replace("before = set(sys.modules)", "before = set()")
         ).splitlines()
     )
     assert "rich" in {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
@@ -226,7 +247,7 @@ def test_the_torch_level_does_not_load_the_compiler_of_torch(child: Child) -> No
 def test_kernels_from_the_cache_are_loaded_without_numba(child: Child, good_code: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o700)
     fallback._write(tmp_path / "cache" / fallback.cache_name(machine.supported_levels()[-1]), good_code)
-    code = FRESH.format(pack=True, run=False)
+    code = FRESH.format(pack=True, run=False, sample=False)
     code += "print('numba' in sys.modules, 'llvmlite' in sys.modules, machine.library().reason)"
     code = code.replace("import fastpack\n", "import fastpack\nfrom fastpack import machine\n")
     last = child(code, FASTPACK_KERNELS="jit", FASTPACK_CACHE_DIR=tmp_path / "cache").splitlines()[-1]
@@ -258,6 +279,8 @@ running_sum = fastpack.RNN.from_state_dict({"weight_ih_l0": one, "weight_hh_l0":
 for num_threads in (1, 2):
     output, h_n = running_sum(fastpack.pack([np.ones((3, 1)), np.full((1, 1), 9.0)]), num_threads=num_threads)
     assert output.data.ravel().tolist() == [1, 9, 2, 3] and h_n.ravel().tolist() == [3, 9]
+assert list(fastpack.BinPackingBatchSampler([3, 5, 4, 9, 1, 2], 12, shuffle=False)) == [[3, 0], [1, 2, 5, 4]]
+assert sorted(fastpack.TokenBudgetStream(["abc", "x"], 3)) == [["abc"], ["x"]]
 assert "<" in packed._repr_html_() and "2 sequences" in repr(packed)
 print(machine.library().reason)
 """

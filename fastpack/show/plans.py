@@ -1,0 +1,103 @@
+"""What a batch sampler makes of a data set: as a table by rich, as a figure by matplotlib."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastpack.checks import Int64Array
+from fastpack.show.facts import COLOURS, PADDING, histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+    from fastpack.sampling import SamplerReport
+
+
+def plan(report: "SamplerReport", console: "Console") -> None:
+    """Print a sampler's report as tables.
+
+    Parameters
+    ----------
+    report : SamplerReport
+    console : rich.console.Console
+    """
+    from rich.table import Table
+
+    W = report.batch_steps.shape[1]
+    console.print(f"[bold]{summary(report)}[/bold]", "", sep="\n")
+    sizes = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "least", "mean", "most"):
+        sizes.add_column(name, justify="right" if name else "left")
+    rows = {"sequences a batch": report.batch_sequences, "real steps a batch": report.batch_steps}
+    if W > 1:
+        rows["real steps a rank"] = report.rank_steps
+    for name, values in rows.items():
+        sizes.add_row(name, *_extent(values))
+    console.print(sizes)
+    console.print()
+    facts = Table.grid(padding=(0, 2))
+    if report.max_tokens:
+        facts.add_row("budget filled", f"{report.filled:.1%}", f"of {report.max_tokens:,} real steps a batch")
+    facts.add_row("padding, if padded", f"{report.padding:.1%}", "of all cells")
+    facts.add_row("padding, if shuffled", f"{report.shuffled_padding:.1%}", "in random batches of as many sequences")
+    if W > 1:
+        facts.add_row("ranks differ", f"{report.imbalance:.2%}", "of their mean real steps")
+        facts.add_row("ranks wait", f"{report.waiting:.2%}", "of the time, if real steps take it")
+    for name, number in (("left out", report.dropped), ("taken twice", report.repeated)):
+        if number:
+            facts.add_row(name, f"{number:,}", "sequence" + "s" * (number != 1))
+    console.print(facts)
+
+
+def summary(report: "SamplerReport") -> str:
+    """Return how many sequences and steps make how many batches, in words."""
+    K, W = report.batch_steps.shape
+    ranks = f" on each of {W:,} ranks" if W > 1 else ""
+    return f"{report.sequences:,} sequences, {report.steps:,} real steps, in {K:,} batch{'es' * (K != 1)}{ranks}"
+
+
+def plan_figure(report: "SamplerReport") -> "Figure":
+    """Return a matplotlib figure of a sampler's report: the batches' sizes, the padding spared, the balance of the ranks."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(9, 6.4), dpi=150, layout="constrained")
+    (left, right), (padding, ranks) = drawn.subplots(2, 2)
+    _draw_sizes(left, report.batch_steps, "real steps of a batch", COLOURS[0])
+    if report.max_tokens:
+        left.axvline(report.max_tokens, color="black", linewidth=1, label="budget")
+        left.legend(loc="upper left", framealpha=0.9)
+    _draw_sizes(right, report.batch_sequences, "sequences of a batch", COLOURS[1])
+    _draw_padding(padding, report)
+    steps = report.rank_steps
+    ranks.bar(np.arange(len(steps)), steps, color=COLOURS[2])
+    ranks.set(xlabel="rank", ylabel="real steps", title=f"ranks differ by {report.imbalance:.2%}")
+    ranks.locator_params(axis="x", integer=True)
+    drawn.suptitle(summary(report), fontsize=11)
+    return drawn
+
+
+def _draw_sizes(axes: "Axes", sizes: Int64Array, what: str, fill: str) -> None:
+    counts, edges = histogram(sizes.ravel(), 60)
+    axes.stairs(counts, edges - 0.5, fill=True, color=fill)
+    axes.set(xlabel=what, ylabel="batches")
+    axes.locator_params(integer=True)
+
+
+def _draw_padding(axes: "Axes", report: "SamplerReport") -> None:
+    """Draw the cells that padded batches of either kind have, of which the real steps are as many."""
+    names = ("shuffled,\npadded", "padded", "packed")
+    shares = (report.shuffled_padding, report.padding, 0.0)
+    cells = np.array([report.steps / max(1 - share, 1e-9) for share in shares])
+    axes.barh(names, cells, color=PADDING, label="padding")
+    axes.barh(names, report.steps, color=COLOURS[0], label="real steps")
+    for name, share, width in zip(names, shares, cells.tolist(), strict=True):
+        axes.annotate(f" {share:.1%}", (width, name), va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.2 * max(cells.max(), 1)), xlabel="cells", title="padding, of all cells")
+    axes.legend(loc="lower right", framealpha=0.9)
+
+
+def _extent(values: Int64Array) -> list[str]:
+    return [f"{values.min():,}", f"{values.mean():,.1f}", f"{values.max():,}"]

@@ -1,0 +1,178 @@
+"""`fastpack plan`: what it prints and draws, the files that it reads, how it fails."""
+
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler, lengths_file, show
+from tests.test_cli import one_line, run
+
+LENGTHS = np.clip(np.random.default_rng(0).gamma(2, 120, 500), 11, 2494).astype(np.int64)
+
+
+@pytest.fixture
+def npy(tmp_path):
+    np.save(tmp_path / "lengths.npy", LENGTHS)
+    return tmp_path / "lengths.npy"
+
+
+def lines_of(result):
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def row(lines, name):
+    (line,) = [line for line in lines if line.startswith(name)]
+    return line[len(name) :].split()
+
+
+# --- what it prints
+
+
+@pytest.mark.parametrize(
+    ("options", "sampler"),
+    [
+        (("--max-tokens", 4096), lambda: TokenBudgetBatchSampler(LENGTHS, 4096)),
+        (("--max-tokens", 4096, "--seed", 3), lambda: TokenBudgetBatchSampler(LENGTHS, 4096, seed=3)),
+        (("--max-tokens", 4096, "--max-sequences", 7), lambda: TokenBudgetBatchSampler(LENGTHS, 4096, max_sequences=7)),
+        (("--max-tokens", 4096, "--bins"), lambda: BinPackingBatchSampler(LENGTHS, 4096)),
+        (("--batch-size", 16), lambda: LengthGroupedBatchSampler(LENGTHS, 16)),
+    ],
+)
+def test_plan(npy, options, sampler):
+    lines = lines_of(run("plan", npy, *options))
+    report = sampler().report()
+    K = len(report.batch_steps)
+    assert lines[0] == f"500 sequences, {LENGTHS.sum():,} real steps, in {K} batches"
+    sizes = report.batch_sequences
+    assert row(lines, "sequences a batch") == [f"{sizes.min():,}", f"{sizes.mean():,.1f}", f"{sizes.max():,}"]
+    steps = report.batch_steps
+    assert row(lines, "real steps a batch") == [f"{steps.min():,}", f"{steps.mean():,.1f}", f"{steps.max():,}"]
+    assert row(lines, "padding, if padded")[0] == f"{report.padding:.1%}"
+    assert row(lines, "padding, if shuffled")[0] == f"{report.shuffled_padding:.1%}"
+    budgets = [line for line in lines if line.startswith("budget filled")]
+    assert len(budgets) == ("--max-tokens" in options)
+    assert all(f"{report.filled:.1%}" in line for line in budgets)
+    assert not [line for line in lines if line.startswith(("ranks", "left out", "taken twice"))]
+
+
+def test_plan_for_ranks(npy):
+    lines = lines_of(run("plan", npy, "--max-tokens", 4096, "--ranks", 4))
+    report = TokenBudgetBatchSampler(LENGTHS, 4096, rank=2, world_size=4).report()
+    assert lines[0].endswith("batches on each of 4 ranks")
+    assert row(lines, "real steps a rank")[0] == f"{report.rank_steps.min():,}"
+    assert row(lines, "ranks differ")[0] == f"{report.imbalance:.2%}"
+    assert row(lines, "ranks wait")[0] == f"{report.waiting:.2%}"
+
+
+def test_plan_tells_what_is_left_out_and_taken_twice(npy):
+    long = int((LENGTHS > 500).sum())
+    lines = lines_of(run("plan", npy, "--max-tokens", 500, "--too-long", "drop"))
+    assert row(lines, "left out") == [str(long), "sequences"]
+    console = Console(width=80, record=True, file=StringIO())
+    show.plan(TokenBudgetBatchSampler([3, 4, 5], 9, rank=0, world_size=2, remainder="repeat").report(), console)
+    assert row(console.export_text().splitlines(), "taken twice") == ["1", "sequence"]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_plan_draws_a_picture(npy, tmp_path, suffix, start):
+    path = tmp_path / f"plan.{suffix}"
+    assert f"drawn in {path}" in run("plan", npy, "--max-tokens", 4096, "--ranks", 2, "--png", path).stdout.replace("\n", "")
+    assert path.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("lengths", [[0, 0], [5], [3, 0, 4]])
+def test_figure_of_small_data_sets(lengths):
+    drawn = show.plan_figure(TokenBudgetBatchSampler(lengths, 9).report())
+    drawn.canvas.draw()
+    padding = drawn.axes[2]
+    assert [round(bar.get_width(), 6) for bar in padding.patches[3:]] == [sum(lengths)] * 3
+
+
+# --- the files it reads
+
+
+def test_every_kind_of_file_holds_the_same_lengths(tmp_path, npy):
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    np.save(tmp_path / "offsets.npy", offsets.astype(">i4"))
+    np.savez(tmp_path / "lengths.npz", values=np.ones(3), lengths=LENGTHS)
+    np.savez(tmp_path / "offsets.npz", values=np.ones(3), offsets=offsets)
+    np.savez_compressed(tmp_path / "one.NPZ.npz", LENGTHS)
+    (tmp_path / "lengths.txt").write_text("\n".join(map(str, LENGTHS)))
+    (tmp_path / "offsets").write_text(" ".join(map(str, offsets)))
+    for file, as_offsets in [
+        (npy, False),
+        (tmp_path / "offsets.npy", True),
+        (tmp_path / "lengths.npz", False),
+        (tmp_path / "offsets.npz", False),
+        (tmp_path / "one.NPZ.npz", False),
+        (tmp_path / "lengths.txt", False),
+        (tmp_path / "offsets", True),
+    ]:
+        found = lengths_file.read(str(file), as_offsets)
+        assert found.dtype == np.int64
+        assert np.array_equal(found, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "3\n4\nx\n", (), "a.txt: entry 3 (line 3) is 'x', not a whole number"),
+        ("a.txt", "3\n-4\n", (), "entry 2 (line 2) is '-4', but a length is 0 or more"),
+        ("a.txt", "9" * 30, (), "but there can be at most 2,305,843,009,213,693,952 steps"),
+        ("a.txt", f"{2**61} " * 4, (), "a.txt: lengths add up to more rows than int64 can count"),
+        ("a.txt", f"{2**61} 1", (), "lengths add up to 2305843009213693953 steps, but"),
+        ("a.txt", "", (), "a.txt: no lengths"),
+        ("a.txt", "1 2", ("--offsets",), "offsets[0] is 1, but offsets start at 0"),
+        ("a.npy", "no array", (), "a.npy: not an array of numbers in NumPy's format"),
+        ("a.npy", "", (), "a.npy: not an array of numbers in NumPy's format"),
+        ("a.npz", "no array", (), "a.npz: not arrays of numbers in NumPy's format"),
+        ("a.npy", np.ones(3), (), "a.npy: lengths is of dtype float64"),
+        ("a.npy", np.ones((3, 2), int), (), "a.npy: lengths has the shape (3, 2), but needs one dimension"),
+        ("a.npy", np.array([None]), (), "a.npy: not an array of numbers in NumPy's format"),
+        ("a.npz", {"a": np.ones(3), "b": np.ones(2)}, (), "a.npz: has the arrays a, b, but none called lengths or offsets"),
+        ("a.npz", {}, (), "a.npz: has the arrays none, but none called lengths or offsets"),
+        ("a.npz", {"offsets": np.array([0, 3, 2])}, (), "offsets[2] is 2, but offsets never decrease"),
+        ("a.npz", {"offsets": np.array([], int)}, (), "offsets has 0 entries, but needs B + 1"),
+        ("a.npz", {"lengths": np.array([None])}, (), "a.npz: not arrays of numbers in NumPy's format"),
+    ],
+)
+def test_files_that_hold_no_lengths(tmp_path, monkeypatch, name, content, options, message):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    elif isinstance(content, dict):
+        np.savez(name, **content)
+    else:
+        np.save(name, content)
+    assert message in one_line(run("plan", name, "--max-tokens", 9, *options), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give either --max-tokens, with or without --max-sequences and --bins, or --batch-size alone"),
+        (("--max-tokens", 9, "--batch-size", 9), "give either --max-tokens"),
+        (("--batch-size", 9, "--bins"), "give either --max-tokens"),
+        (("--batch-size", 9, "--max-sequences", 2), "give either --max-tokens"),
+        (("--batch-size", 0), "batch_size is 0, but needs at least 1"),
+        (("--max-tokens", 0), "max_tokens is 0, but needs at least 1"),
+        (("--max-tokens", 9), "but max_tokens is 9: raise it, or pass too_long="),
+        (("--max-tokens", 9, "--too-long", "cut"), "too_long is 'cut', but can only be"),
+        (("--max-tokens", 4096, "--ranks", 0), "world_size is 0, but needs at least 1"),
+        (("--max-tokens", 4096, "--ranks", 501), "there are 500 sequences for 501 ranks"),
+        (("--max-tokens", 4096, "--seed", -1), "seed is -1, but needs at least 0"),
+        (("--max-tokens", "many"), "Invalid value for '--max-tokens'"),
+        (("--max-tokens", 4096, "--png", "picture.txt"), "the name must end in .png, .pdf or .svg"),
+    ],
+)
+def test_plan_says_what_is_wrong(npy, options, message):
+    assert message in one_line(run("plan", npy, *options), 2)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    assert "no/such/file: No such file" in one_line(run("plan", "no/such/file", "--max-tokens", 9), 2)
+    assert "Is a directory" in one_line(run("plan", tmp_path, "--max-tokens", 9), 2)
+    assert "Missing argument" in one_line(run("plan", "--max-tokens", 9), 2)
