@@ -24,7 +24,7 @@ from bench import bench_memory, bench_rnn, bench_sampling, bench_serving, bench_
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
 from bench.peak import peak  # noqa: E402
-from bench.races import by_itself, duration, race  # noqa: E402
+from bench.races import by_itself, duration, once, race  # noqa: E402
 from bench.rnn_cases import LAYERS, MIDDLE, TINY  # noqa: E402
 from bench.rnn_contests import RIVALS, inference, layer_contest  # noqa: E402
 from fastpack import machine  # noqa: E402
