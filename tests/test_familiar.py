@@ -47,6 +47,18 @@ def test_calls_that_look_alike_are_checked_once(checked: list[str]) -> None:
         assert checked == [cell] * 2
 
 
+def test_training_steps_that_look_alike_are_checked_once(checked: list[str]) -> None:
+    for cell in ("LSTM", "GRU"):
+        _, ours = pair(cell, num_layers=2)
+        optimiser = torch.optim.SGD(ours.parameters(), lr=0.1)
+        for k in range(4):
+            optimiser.zero_grad()
+            ours(packed(lengths=[3, 2 + k]))[0].data.sum().backward()
+            optimiser.step()
+        assert checked == [cell]
+        checked.clear()
+
+
 def looks() -> dict:
     """Return what becomes of a layer or its arguments, to a copy of the same values that looks otherwise."""
     return {

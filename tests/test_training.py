@@ -73,6 +73,18 @@ def test_gradients_where_no_sequence_has_rows(cell: str, own: dict) -> None:
     assert all((gradient == 0).all() for gradient in found[len(hx) :])
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_gradients_at_sizes_of_one(cell: str) -> None:
+    for bidirectional in (False, True):
+        theirs, ours = pair(cell, torch.float64, (1, 1), bidirectional=bidirectional)
+        x = torch.randn(1, 1, 1, dtype=torch.float64)
+        for batch in (x, x[0], fp.pack_padded_sequence(x, [1]), torch.randn(2, 1, 1, dtype=torch.float64), torch.randn(1, 2, 1).double()):
+            for hx in some_states(ours, batch):
+                expected = gradients(theirs, [*theirs.parameters()], batch, hx)
+                with kernels_differentiate():
+                    assert_alike(gradients(ours, [*ours.parameters()], batch, hx), expected, NEAR[torch.float64])
+
+
 REAL = [
     ("LSTM", 40, 96, {"num_layers": 2, "bidirectional": True}),
     ("LSTM", 64, 128, {"proj_size": 48}),

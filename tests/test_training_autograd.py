@@ -1,5 +1,7 @@
 """Layers that are trained behave as torch's to all that autograd offers: hooks, checkpoints, several passes, errors, second derivatives."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -348,3 +350,21 @@ def test_gradients_add_up_over_batches() -> None:
             model(batch).square().sum().backward()
         results.append([weight.grad.clone() for weight in model.parameters()])
     assert_alike(results[1], results[0], 1e-11)
+
+
+def test_what_is_saved_is_freed_by_the_backward_pass_and_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        for cell, own in CELLS:
+            _, ours = pair(cell, num_layers=2, bidirectional=True, **own)
+            made = torch.ones(5, 3, F) * 2
+            output, after = ours(made, states(ours, made))
+            saved, result = weakref.ref(made), weakref.ref(output)
+            del made
+            assert saved() is not None
+            output.sum().backward()
+            assert saved() is None
+            del output, after
+            assert result() is None
+    finally:
+        gc.enable()
