@@ -123,8 +123,20 @@ def test_other_tensors_than_were_saved_are_refused(change: Callable) -> None:
         _, ours = pair(cell)
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, change):
             loss = ours(packed())[0].data.sum()
-        with pytest.raises(RuntimeError, match=r"was saved for backward, but a hook for saved tensors returned one of \["):
+        with pytest.raises(
+            RuntimeError, match=r"was saved for backward, but it now is one of \[.* a hook for saved tensors returned another"
+        ):
             loss.backward()
+
+
+def test_weights_of_another_shape_or_dtype_than_in_the_forward_pass_are_refused() -> None:
+    for cell, _ in CELLS:
+        for change in (torch.Tensor.double, torch.Tensor.flatten):
+            _, ours = pair(cell)
+            loss = ours(packed())[0].data.sum()
+            ours.weight_hh_l0.data = change(ours.weight_hh_l0.data)
+            with pytest.raises(RuntimeError, match=r"it now is one of \[.* its data was replaced"):
+                loss.backward()
 
 
 def test_changes_of_saved_tensors_are_caught() -> None:
@@ -191,6 +203,19 @@ def test_inference_mode_before_a_backward_pass() -> None:
         ends.append([outcome(output.sum().backward), outcome(layer, inside)])
     assert ends[0] == ends[1]
     assert ends[0][0][0] is RuntimeError
+
+
+def test_what_a_transform_left_behind_is_taken_as_by_torch() -> None:
+    left: list[Tensor] = []
+    torch.func.grad(lambda x: (left.append(x * 2), x.sum())[1])(torch.ones(5, 3, F))
+    for cell, own in CELLS:
+        theirs, ours = pair(cell, **own)
+        found, expected = ours(left[0])[0], theirs(left[0])[0]
+        assert_alike(
+            [found, *torch.autograd.grad(found.sum(), [*ours.parameters()])],
+            [expected, *torch.autograd.grad(expected.sum(), [*theirs.parameters()])],
+            1e-5,
+        )
 
 
 def odd_gradients(like: Tensor) -> dict[str, Tensor]:

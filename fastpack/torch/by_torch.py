@@ -12,8 +12,8 @@ from torch import _VF, Tensor
 from torch.nn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from fastpack.torch.bridge import PLAIN_TYPES, is_eager
-from fastpack.torch.layout import check_batch_sizes, is_whole
+from fastpack.torch.bridge import is_eager
+from fastpack.torch.layout import check_batch_sizes, lacks_memory
 from fastpack.torch.panels import Settings
 
 FUNCTIONS: dict[str, Any] = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
@@ -107,9 +107,7 @@ def _check_memory(layer: RNNBase, input: Any, hx: Any) -> None:
     named = dict(zip(("input", "batch_sizes", "sorted_indices", "unsorted_indices"), fields, strict=False))
     named |= {f"hx[{k}]": state for k, state in enumerate(states)}
     for name, tensor in (named | dict(zip(layer._flat_weights_names, layer._flat_weights, strict=False))).items():
-        if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_nested:
-            continue
-        if not tensor._is_zerotensor() and not is_whole(tensor):
+        if lacks_memory(tensor):
             raise RuntimeError(f"{name} has no memory: its storage was emptied")
 
 

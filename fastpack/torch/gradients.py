@@ -79,7 +79,7 @@ class Room(NamedTuple):
 
 
 def check_saved(record: Record, saved: Sequence[Tensor]) -> None:
-    """Check that saved tensors are what was saved: hooks for saved tensors return anything.
+    """Check that saved tensors are what was saved: hooks for saved tensors return anything, and `.data` of a weight can be replaced.
 
     Raises
     ------
@@ -91,7 +91,10 @@ def check_saved(record: Record, saved: Sequence[Tensor]) -> None:
     for tensor, shape in zip(saved, record.shapes, strict=True):
         if tensor.shape != shape or tensor.dtype != record.panels.plan.dtype:
             was, is_now = f"{list(shape)} and {record.panels.plan.dtype}", f"{list(tensor.shape)} and {tensor.dtype}"
-            raise RuntimeError(f"a tensor of {was} was saved for backward, but a hook for saved tensors returned one of {is_now}")
+            raise RuntimeError(
+                f"a tensor of {was} was saved for backward, but it now is one of {is_now}: its data was replaced (as by module.double()) "
+                "before the backward pass, or a hook for saved tensors returned another one"
+            )
 
 
 def differentiate(

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastpack.torch import by_torch
-from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.gradients import Record
-from fastpack.torch.layout import is_whole
+from fastpack.torch.layout import lacks_memory
 from fastpack.torch.panels import Settings
 from fastpack.torch.rows import BATCH_FIRST, PACKED, SINGLE
 
@@ -42,7 +41,8 @@ def differentiate_by_torch(
     """
     is_recorded = torch.is_grad_enabled()
     for tensor in (*sources, *[gradient for gradient in gradients if gradient is not None]):
-        _check_memory(tensor)
+        if lacks_memory(tensor):
+            raise RuntimeError("a tensor that was saved for backward, or a gradient, has no memory: its storage was emptied")
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # aliases: a tensor may be there twice, or be made from another one
         used = [_alias(source, is_recorded) if wish else source.detach() for source, wish in zip(sources, wanted, strict=True)]
@@ -58,15 +58,6 @@ def differentiate_by_torch(
 
 def _alias(source: Tensor, is_recorded: bool) -> Tensor:
     return source.view_as(source) if is_recorded else source.detach().requires_grad_()
-
-
-def _check_memory(tensor: Tensor) -> None:
-    try:
-        is_empty = type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided and not tensor._is_zerotensor() and not is_whole(tensor)
-    except (RuntimeError, NotImplementedError):  # without memory of its own, as under some transforms
-        return
-    if is_empty:
-        raise RuntimeError("a tensor that was saved for backward, or a gradient, has no memory: its storage was emptied")
 
 
 def run_by_torch(record: Record, sources: Sequence[Tensor]) -> list[Tensor]:

@@ -158,6 +158,15 @@ def is_whole(tensor: Tensor) -> bool:
     return has_room(tensor, 1 + sum([(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]))
 
 
+def lacks_memory(tensor: Any) -> bool:
+    """Whether a tensor of this process has less memory than its shape says, which torch's own functions would read without asking."""
+    try:
+        is_plain = type(tensor) in PLAIN_TYPES and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested
+        return is_plain and not tensor._is_zerotensor() and not is_whole(tensor)
+    except RuntimeError:  # without memory of its own, as under some transforms, and what they left behind
+        return False
+
+
 def is_vector(tensor: Tensor) -> bool:
     """Whether a tensor is a contiguous int64 vector in memory of the CPU."""
     return (

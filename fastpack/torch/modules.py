@@ -40,7 +40,9 @@ class Layer(nn.RNNBase):
         Returns
         -------
         output : PackedSequence or Tensor
-            As the input, D * H wide. A PackedSequence shares the input's batch sizes and indices.
+            As the input, D * H wide. A PackedSequence shares the input's batch sizes and indices. Where gradients are recorded
+            they are made from it, so it must not be changed in place before the backward pass, which says so otherwise. torch's
+            own layers ask for this in float32 LSTMs over padded batches alone.
         h_n : Tensor (L * D, B, H), or pair (h_n, c_n) for an LSTM
             The states after each sequence's last step, in the caller's order.
         """
