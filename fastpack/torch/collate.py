@@ -190,14 +190,19 @@ def _pack_lists(lists: Sequence[list[Any]], allow_empty: bool) -> PackedSequence
         found = " and ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
         raise TypeError(f"lists of {found} have no dtype that is the same in each batch: have the dataset make tensors of them")
     (kind,) = kinds
-    # torch.tensor takes ten times as long
-    values = torch.frombuffer(array("d" if kind is float else "q", chain.from_iterable(lists)), dtype=READ_AS[kind])
     dtype = torch.get_default_dtype() if kind is float else torch.bool if kind is bool else torch.int64
-    return pack_ragged(values.to(dtype), [0, *accumulate(map(len, lists))])
+    return pack_ragged(_as_tensor(kind, chain.from_iterable(lists)).to(dtype), [0, *accumulate(map(len, lists))])
+
+
+def _as_tensor(kind: type, numbers: Iterable[Any]) -> Tensor:
+    """Return one number at least as a tensor of int64 or float64; torch.tensor takes four times as long."""
+    return torch.frombuffer(array("d" if kind is float else "q", numbers), dtype=READ_AS[kind])
 
 
 def _stacked(values: Sequence[Any]) -> Any:
     first = values[0]
+    if type(first) in (int, float) and len(set(map(type, values))) == 1:
+        return _as_tensor(type(first), values)
     if type(first) is Tensor and first.layout is torch.strided and first.nbytes * len(values) < STACKED_BELOW:
         return torch.stack(list(values))  # default_collate would do so as well, but put it in shared memory in a worker
     return default_collate(cast(Any, values))

@@ -71,6 +71,7 @@ def loader(
 
     Examples
     --------
+    >>> import torch
     >>> samples = [(torch.tensor([1, 2, 3]), 0), (torch.tensor([9]), 1), (torch.tensor([4, 5]), 0)]
     >>> for packed, label in loader(samples, batch_size=2, num_threads=1):
     ...     print(packed.data.tolist(), label.tolist())

@@ -130,6 +130,7 @@ def _work(tasks: "SimpleQueue[Task | None]", source: Source, turn: threading.Loc
     """Make batches until told to end; what goes wrong is for the caller, with its traceback."""
     # a thread of ours that had torch's threads as well would start a pool of its own. The number is each thread's own, but
     # those that are started later take over the last that was set anywhere
+    torch.get_num_threads()  # the first question in a thread sets it
     torch.set_num_threads(1)
     ready.release()
     while True:
