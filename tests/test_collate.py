@@ -184,7 +184,11 @@ def test_gradients_pass() -> None:
 ONE = torch.ones(2)
 REFUSED = {
     "shapes": ([(ONE, 1), (torch.ones(2, 2), 1)], RuntimeError, r"field '0': sample 1 is of shape \(2, 2\), but sample 0 of \(2,\)"),
-    "dtypes": ([{"x": torch.arange(2)}, {"x": ONE}], TypeError, "field 'x': sample 1 is of type Tensor and dtype torch.float32, but sample 0"),
+    "dtypes": (
+        [{"x": torch.arange(2)}, {"x": ONE}],
+        TypeError,
+        "field 'x': sample 1 is of type Tensor and dtype torch.float32, but sample 0",
+    ),
     "kinds": ([ONE, np.ones(2)], TypeError, "samples: sample 1 is of type ndarray and dtype float64, but sample 0 is of type Tensor"),
     "no sequence": ([(ONE, 1), (5, 1)], TypeError, "field '0': sample 1 is of type int, which is no sequence"),
     "counts": ([(1, 2), (1,)], ValueError, "samples: sample 1 has 1 items, but sample 0 has 2 items"),
@@ -217,7 +221,7 @@ def test_errors_of_arguments() -> None:
         PackCollate(padded=[2])(samples)
     with pytest.raises(TypeError, match="field '1': sample 0 is of type int, which is no sequence"):
         PackCollate([0, 1])(samples)
-    with pytest.raises(TypeError, match="fields has 0.5, but names are strings, or integers"):
+    with pytest.raises(TypeError, match=r"fields has 0\.5, but names are strings, or integers"):
         PackCollate([0.5])
     with pytest.raises(TypeError, match="padded has None"):
         PackCollate(padded={None: 1})

@@ -156,11 +156,10 @@ def test_threads_work_while_the_caller_does() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_exception_arrives_with_its_traceback(threads: int) -> None:
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(KeyError, match="seven") as caught:
-        for _, label in loader(Failing(KeyError), batch_size=2, num_threads=threads):
-            seen += label.tolist()
-    assert seen == [0, 1, 2, 3, 4, 5]
+        seen.extend(loader(Failing(KeyError), batch_size=2, num_threads=threads))
+    assert [label.tolist() for _, label in seen] == [[0, 1], [2, 3], [4, 5]]
     assert [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)][-1] == "__getitem__"
     assert ours() == []  # although the traceback is still there
 

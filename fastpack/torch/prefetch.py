@@ -34,7 +34,7 @@ def source_of(loader: Any) -> Source:
 
     def collated(samples: Any) -> Any:
         batch = loader.collate_fn(samples)
-        return pin_memory(batch) if pins else batch
+        return pin_memory(batch) if pins else batch  # type: ignore[no-untyped-call]
 
     def fetched(index: Any) -> Any:
         if not is_batched:

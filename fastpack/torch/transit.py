@@ -34,9 +34,13 @@ def send_small_tensors_as_bytes() -> None:
 
 
 def _reduce(tensor: Tensor) -> Any:
-    if tensor.nbytes > SMALL or tensor.requires_grad or not is_dense(tensor) or not tensor.is_contiguous() or tensor.is_shared():
-        return reductions.reduce_tensor(tensor)
+    if tensor.nbytes > SMALL or tensor.requires_grad or not is_dense(tensor) or not tensor.is_contiguous() or _is_shared(tensor):
+        return reductions.reduce_tensor(tensor)  # type: ignore[no-untyped-call]
     return _rebuild, (tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), tensor.dtype, tuple(tensor.shape))
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().is_shared()
 
 
 def _rebuild(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
