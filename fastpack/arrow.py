@@ -242,8 +242,11 @@ def _bounds(array: Any) -> tuple[Array, int, Any]:
         return np.arange(count + 1) * size, 0, array.values.slice(start, count * size)
     found = array.offsets.to_numpy()
     if _types.is_list_view(kind) or _types.is_large_list_view(kind):
-        sizes = array.sizes.to_numpy().astype(np.int64)
-        return np.stack([found[:count], found[:count] + sizes], 1), 0, array.values
+        starts, sizes = found[:count], array.sizes.to_numpy().astype(np.int64)
+        filled = starts[sizes > 0] if sizes.any() else np.zeros(1, np.int64)
+        low, high = int(filled.min()), int((starts + sizes)[sizes > 0].max(initial=0))
+        starts = np.where(sizes > 0, starts, low)  # of an empty list it may be anywhere
+        return np.stack([starts, starts + sizes], 1), low, array.values.slice(low, max(high - low, 0))
     first = int(found[0])
     return found, first, array.values.slice(first, int(found[-1]) - first)
 
