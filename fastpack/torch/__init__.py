@@ -12,6 +12,7 @@ from fastpack.torch.accelerate import accelerate, restore
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
 from fastpack.torch.collate import PackCollate
 from fastpack.torch.loader import loader
+from fastpack.torch.dataset import RaggedDataset
 from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
@@ -28,6 +29,7 @@ __all__ = [
     "RNN",
     "PackCollate",
     "PackedSequence",
+    "RaggedDataset",
     "accelerate",
     "as_numpy",
     "as_torch",
