@@ -11,8 +11,8 @@ if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interfac
 from fastpack.torch.accelerate import accelerate, restore
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
 from fastpack.torch.collate import PackCollate
-from fastpack.torch.loader import loader
 from fastpack.torch.dataset import RaggedDataset
+from fastpack.torch.loader import loader
 from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
