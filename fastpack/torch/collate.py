@@ -85,6 +85,7 @@ class PackCollate:
         values = dict(padded) if isinstance(padded, Mapping) else dict.fromkeys(_names(padded, "padded"), 0.0)
         _names(values, "padded")
         self.padding_values = {str(name): value for name, value in values.items()}
+        self.named = frozenset({*self.padding_values, *(self.names or ())})
         self.batch_first, self.allow_empty = batch_first, allow_empty
 
     def __call__(self, samples: Any) -> Any:
@@ -97,9 +98,8 @@ class PackCollate:
             raise ValueError("there is no sample: a batch needs at least one")
         batch = _Batch(self)
         made = batch.of("", samples)
-        unknown = {*self.padding_values, *(self.names or ())} - batch.seen
-        if unknown:
-            raise ValueError(f"the samples have no field {min(unknown)!r}, but {sorted(batch.seen)}")
+        if not self.named <= batch.seen:
+            raise ValueError(f"the samples have no field {min(self.named - batch.seen)!r}, but {sorted(batch.seen)}")
         return made
 
     def is_sequence(self, name: str, values: Sequence[Any]) -> bool:
@@ -171,7 +171,7 @@ def _packed(values: Sequence[Any], allow_empty: bool) -> PackedSequence:
     kinds = set(map(type, values))
     if kinds == {list}:
         return _pack_lists(values, allow_empty)
-    if all(issubclass(kind, Tensor) for kind in kinds):
+    if kinds == {Tensor} or all(issubclass(kind, Tensor) for kind in kinds):
         return pack_sequence(list(values), enforce_sorted=False, allow_empty=allow_empty)
     if all(issubclass(kind, np.ndarray) for kind in kinds):
         if not allow_empty and not all(map(len, values)):

@@ -29,18 +29,18 @@ def columns_of(values: Sequence[Any]) -> dict[Any, Sequence[Any]]:
     """
     first = values[0]
     keys = _keys(first)
-    same_kind = len(set(map(type, values))) == 1
-    if isinstance(first, Mapping):
-        if not (same_kind and all([value.keys() == keys for value in values])):
-            raise ValueError(_unlike_forms(values))
-        return {key: [value[key] for value in values] for key in keys}
-    if isinstance(first, (tuple, list)):
-        if not (same_kind and len(set(map(len, values))) == 1):
-            raise ValueError(_unlike_forms(values))
-        return dict(zip(keys, zip(*values, strict=True), strict=True))
-    if not same_kind:
+    if len(set(map(type, values))) > 1:
         raise ValueError(_unlike_forms(values))
-    return {key: [getattr(value, key) for value in values] for key in keys}
+    if isinstance(first, (tuple, list)):
+        try:
+            return dict(zip(keys, zip(*values, strict=True), strict=True))
+        except ValueError:
+            raise ValueError(_unlike_forms(values)) from None
+    if not isinstance(first, Mapping):
+        return {key: [getattr(value, key) for value in values] for key in keys}
+    if not all([value.keys() == keys for value in values]):
+        raise ValueError(_unlike_forms(values))
+    return {key: [value[key] for value in values] for key in keys}
 
 
 def rebuilt(first: Any, made: list[Any]) -> Any:
