@@ -154,8 +154,7 @@ def serving() -> list[str]:
 
 def loaders() -> list[str]:
     """Return a Markdown table of whole loaders: torch's millions of real steps a second, and how many times that ours have."""
-    ours = ["PackCollate", "RaggedDataset"]
-    names = {0: ours, bench_loader.WORKERS: [*ours, "RaggedDataset, a thread"]}
+    names = bench_loader.OURS
     heads = [f"{name}, {f'{workers} workers' if workers else 'none'}" for workers in names for name in ("torch", *names[workers])]
     lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for case, data in bench_loader.CASES.items():
