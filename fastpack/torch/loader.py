@@ -78,40 +78,62 @@ def loader(
     [1, 9, 2, 3] [0, 1]
     [4, 5] [0]
     """
-    count = checks.count(num_threads, "num_threads", 0)
-    if count and num_workers:
-        raise ValueError(f"num_threads is {count} and num_workers {num_workers}, but batches are made by threads or by worker processes")
-    if prefetch_factor is not None and count:
-        checks.count(prefetch_factor, "prefetch_factor", 1)
-    if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__") or isinstance(dataset, IterableDataset)):
-        dataset = _Stream(dataset)
-        if num_workers > 1:
-            raise ValueError(
-                f"num_workers is {num_workers}, but each worker would read the whole of an iterable: take num_threads, "
-                "or an IterableDataset that reads a share of it, by torch.utils.data.get_worker_info()"
-            )
-    made = Loader(
+    return Loader(
         dataset,
         batch_size,
         num_workers=num_workers,
-        collate_fn=PackCollate() if collate_fn is None else collate_fn,
-        prefetch_factor=None if count else prefetch_factor,
-        worker_init_fn=_WorkerSetUp(worker_init_fn) if num_workers else worker_init_fn,
+        num_threads=num_threads,
+        collate_fn=collate_fn,
+        prefetch_factor=prefetch_factor,
+        worker_init_fn=worker_init_fn,
         **options,
     )
-    made.num_threads, made.batches_ahead = count, count * (prefetch_factor or 2)
-    return made
 
 
 class Loader(DataLoader[Any]):
     """What `loader` returns: a DataLoader that may have threads, and whose worker processes leave Ctrl-C to this one."""
 
     num_threads = 0
-    batches_ahead = 0
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        *,
+        num_workers: int = 0,
+        num_threads: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        prefetch_factor: int | None = None,
+        worker_init_fn: Callable[[int], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        count = checks.count(num_threads, "num_threads", 0)
+        if count and num_workers:
+            raise ValueError(
+                f"num_threads is {count} and num_workers {num_workers}, but batches are made by threads or by worker processes"
+            )
+        if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__") or isinstance(dataset, IterableDataset)):
+            dataset = _Stream(dataset)
+            if num_workers > 1:
+                raise ValueError(
+                    f"num_workers is {num_workers}, but each worker would read the whole of an iterable: take num_threads, "
+                    "or an IterableDataset that reads a share of it, by torch.utils.data.get_worker_info()"
+                )
+        super().__init__(
+            dataset,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=PackCollate() if collate_fn is None else collate_fn,
+            prefetch_factor=None if count else prefetch_factor,
+            worker_init_fn=_WorkerSetUp(worker_init_fn) if num_workers else worker_init_fn,
+            **options,
+        )
+        each = 2 if prefetch_factor is None else checks.count(prefetch_factor, "prefetch_factor", 1)
+        self.num_threads, self._ahead = count, count * each
 
     def __iter__(self) -> Any:
         if self.num_threads:
-            return Prefetching(self, self.num_threads, self.batches_ahead)
+            return Prefetching(self, self.num_threads, self._ahead)
         if not self.num_workers:
             return super().__iter__()
         with _interrupts_held(self.multiprocessing_context):
