@@ -4,7 +4,8 @@ import contextlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -94,6 +95,7 @@ class Loader(DataLoader[Any]):
     """What `loader` returns: a DataLoader that may have threads, and whose worker processes leave Ctrl-C to this one."""
 
     num_threads = 0
+    _workers: Sequence[Any] = ()  # processes of the last iterator
 
     def __init__(
         self,
@@ -145,13 +147,12 @@ class Loader(DataLoader[Any]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and hasattr(signal, "SIGCHLD") and self.num_workers:
-            # torch waits five seconds for a worker that is still importing, and reports one that was killed as an error
-            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for worker in self._workers:
-                worker.kill()
-                worker.join()
-            signal.signal(signal.SIGCHLD, before)
+        # torch would wait five seconds for a worker that is still importing. It reports one that is killed in the main thread
+        if kind is not None and threading.current_thread() is threading.main_thread():
+            with _deaths_unreported():
+                for worker in self._workers:
+                    worker.kill()
+                    worker.join()
         self._iterator = None  # torch stops persistent workers when this is gone
 
 
@@ -176,6 +177,19 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
+
+
+@contextlib.contextmanager
+def _deaths_unreported() -> Iterator[None]:
+    """Keep torch from raising an error for a worker that is killed on purpose."""
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _end_quietly() -> None:
