@@ -19,7 +19,7 @@ from fastpack import checks
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed
 from fastpack.packing import _pack, unpack_ragged
-from fastpack.storage import Chunk, Ragged, Rows, Stamp, grid_of
+from fastpack.storage import Chunk, Grid, Ragged, Rows, Stamp, grid_of
 
 NULLS = ("error", "skip")
 LISTS = "list, large_list, fixed_size_list, list_view or large_list_view"
@@ -307,7 +307,7 @@ def text_column(table: Any, name: str, source: Any) -> Ragged:
             first = np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1]
             content = np.frombuffer(values or b"", np.uint8)
             chunks.append(Chunk(len(array), address(content), 0, len(content), address(first), (content, first)))
-    grid = grid_of(np.empty(0, np.uint8))
+    grid = Grid((), np.ones((1, 1), np.int64), 1)
     return Ragged(grid, chunks, np.dtype(np.int64), 8, (_texts_again, (_alone(source, name), name)))
 
 
