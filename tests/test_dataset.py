@@ -1,5 +1,7 @@
 """RaggedDataset against plain slices and torch's own packing, from every kind of storage."""
 
+import functools
+import operator
 import pickle
 import zipfile
 from pathlib import Path
@@ -177,34 +179,34 @@ def test_names_that_are_no_attributes():
     assert_same(one.data, two.data)
 
 
-GOOD = dict(values=np.arange(N), offsets=OFFSETS)
+GOOD = {"values": np.arange(N), "offsets": OFFSETS}
 WRONG = [
-    (dict(values=np.array(["a"] * N)), TypeError, "values is of dtype <U1, which torch does not have"),
-    (dict(values=np.arange(N).astype("M8[s]")), TypeError, "which torch does not have: convert it, as by .astype or .view"),
-    (dict(values=np.arange(N).astype(">i4")), TypeError, "values is of dtype >i4"),
-    (dict(values=np.array([{}] * N)), TypeError, "references to Python objects"),
-    (dict(values=torch.zeros(N, requires_grad=True)), ValueError, r"values requires grad, .*: pass values.detach\(\)"),
-    (dict(values=torch.zeros(N, device="meta")), TypeError, "values is no dense tensor of the CPU"),
-    (dict(values=torch.zeros(N, 2).to_sparse()), TypeError, "values is no dense tensor of the CPU"),
-    (dict(values=3), ValueError, "values has 0 dimensions"),
-    (dict(values=None), TypeError, "values is None"),
-    (dict(values={}), ValueError, "values is empty"),
-    (dict(values={"a": np.arange(N)}, offsets={"b": OFFSETS}), ValueError, "offsets are of 'b', but values of 'a'"),
-    (dict(values={"a": np.arange(N - 1)}), ValueError, r"offsets\[7\] is 20, but offsets end at the number of rows, and values has 19"),
-    (dict(values=pa.chunked_array([[1], [2]])), ValueError, r"values has 2 chunks, but needs one: pass values.combine_chunks\(\)"),
-    (dict(values=pa.array([1, None])), ValueError, "values has a null"),
-    (dict(offsets=OFFSETS.astype(float)), TypeError, "offsets is of dtype float64, not of an integer dtype"),
-    (dict(offsets=OFFSETS[None]), ValueError, r"offsets has the shape \(1, 8\)"),
-    (dict(offsets=OFFSETS[1:]), ValueError, r"offsets\[0\] is 3, but offsets start at 0"),
-    (dict(offsets=OFFSETS[:-1]), ValueError, r"offsets\[6\] is 16, but offsets end at the number of rows, and values has 20"),
-    (dict(values=np.arange(0), offsets=[0]), ValueError, "offsets has 1 entries, but needs B [+] 1"),
-    (dict(label=np.arange(B + 1)), ValueError, "label has 8 entries, but values has 7 sequences: pass one for each"),
-    (dict(label=[{}] * B), TypeError, "label"),
-    (dict(label=["a", 1]), (TypeError, ValueError), "label"),
-    (dict(label=np.array([b"a"] * B)), TypeError, "label is of dtype |S1, but a value of each sequence is one of numbers"),
-    (dict(label=5), ValueError, "label has 0 dimensions"),
-    (dict(label=torch.tensor(5)), TypeError, "label is no dense tensor of the CPU with rows"),
-    (dict(values={"label": np.arange(N)}, label=np.arange(B)), ValueError, "'label' is the name of a field of sequences and of"),
+    ({"values": np.array(["a"] * N)}, TypeError, "values is of dtype <U1, which torch does not have"),
+    ({"values": np.arange(N).astype("M8[s]")}, TypeError, "which torch does not have: convert it, as by .astype or .view"),
+    ({"values": np.arange(N).astype(">i4")}, TypeError, "values is of dtype >i4"),
+    ({"values": np.array([{}] * N)}, TypeError, "references to Python objects"),
+    ({"values": torch.zeros(N, requires_grad=True)}, ValueError, r"values requires grad, .*: pass values.detach\(\)"),
+    ({"values": torch.zeros(N, device="meta")}, TypeError, "values is no dense tensor of the CPU"),
+    ({"values": torch.zeros(N, 2).to_sparse()}, TypeError, "values is no dense tensor of the CPU"),
+    ({"values": 3}, ValueError, "values has 0 dimensions"),
+    ({"values": None}, TypeError, "values is None"),
+    ({"values": {}}, ValueError, "values is empty"),
+    ({"values": {"a": np.arange(N)}, "offsets": {"b": OFFSETS}}, ValueError, "offsets are of 'b', but values of 'a'"),
+    ({"values": {"a": np.arange(N - 1)}}, ValueError, r"offsets\[7\] is 20, but offsets end at the number of rows, and values has 19"),
+    ({"values": pa.chunked_array([[1], [2]])}, ValueError, r"values has 2 chunks, but needs one: pass values.combine_chunks\(\)"),
+    ({"values": pa.array([1, None])}, ValueError, "values has a null"),
+    ({"offsets": OFFSETS.astype(float)}, TypeError, "offsets is of dtype float64, not of an integer dtype"),
+    ({"offsets": OFFSETS[None]}, ValueError, r"offsets has the shape \(1, 8\)"),
+    ({"offsets": OFFSETS[1:]}, ValueError, r"offsets\[0\] is 3, but offsets start at 0"),
+    ({"offsets": OFFSETS[:-1]}, ValueError, r"offsets\[6\] is 16, but offsets end at the number of rows, and values has 20"),
+    ({"values": np.arange(0), "offsets": [0]}, ValueError, "offsets has 1 entries, but needs B [+] 1"),
+    ({"label": np.arange(B + 1)}, ValueError, "label has 8 entries, but values has 7 sequences: pass one for each"),
+    ({"label": [{}] * B}, TypeError, "label"),
+    ({"label": ["a", 1]}, (TypeError, ValueError), "label"),
+    ({"label": np.array([b"a"] * B)}, TypeError, "label is of dtype |S1, but a value of each sequence is one of numbers"),
+    ({"label": 5}, ValueError, "label has 0 dimensions"),
+    ({"label": torch.tensor(5)}, TypeError, "label is no dense tensor of the CPU with rows"),
+    ({"values": {"label": np.arange(N)}, "label": np.arange(B)}, ValueError, "'label' is the name of a field of sequences and of"),
 ]
 
 
@@ -229,7 +231,7 @@ def test_wrong_indices():
     for index in (7, -8):
         with pytest.raises(IndexError, match=f"index {index} is out of range"):
             dataset[index]
-    with pytest.raises(TypeError, match="index is slice.* not an integer: __getitems__ takes several"):
+    with pytest.raises(TypeError, match=r"index is slice.* not an integer: __getitems__ takes several"):
         dataset[1:3]
     assert_packed(dataset.__getitems__(np.array([2, 0], np.uint8)), dataset.__getitems__(torch.tensor([2, 0])))
 
@@ -237,7 +239,7 @@ def test_wrong_indices():
 @pytest.mark.parametrize("wrong", [[0, 3, 2, 20], [0, 25, 20], [0, -1, 20], [0, 5, 2**40, 20], [0, -(2**40), 20]])
 def test_offsets_are_checked_before_a_kernel_takes_them(wrong):
     dataset = fp.RaggedDataset(np.arange(N), np.array(wrong))
-    with pytest.raises(ValueError, match="offsets of sequence . are .*, but offsets never decrease, and there are rows 0 to 20"):
+    with pytest.raises(ValueError, match=r"offsets of sequence . are .*, but offsets never decrease, and there are rows 0 to 20"):
         dataset.__getitems__(list(range(len(wrong) - 1)))
 
 
@@ -255,7 +257,7 @@ def test_offsets_beyond_32_bits(tmp_path):
     assert_same(dataset[3], last)
     for dtype in (np.int32, np.int16):
         with pytest.raises(
-            ValueError, match="offsets is of dtype int.., which cannot count the 2147483698 rows of values: make it of int64"
+            ValueError, match=r"offsets is of dtype int.., which cannot count the 2147483698 rows of values: make it of int64"
         ):
             fp.RaggedDataset(values, offsets.astype(dtype))
     with pytest.raises(ValueError, match=r"offsets\[4\] is -2147483598"):
@@ -282,7 +284,7 @@ def test_a_memory_map_whose_file_was_truncated(tmp_path):
     sent = pickle.dumps(dataset)
     with open(tmp_path / "values.npy", "r+b") as file:
         file.truncate(4000)
-    with pytest.raises(ValueError, match="values.npy has 4000 bytes, but had 8128 or more when .*: it was truncated"):
+    with pytest.raises(ValueError, match=r"values.npy has 4000 bytes, but had 8128 or more when .*: it was truncated"):
         pickle.loads(sent)
 
 
@@ -342,13 +344,13 @@ def test_a_batch_through_a_plain_loader_and_parts():
         assert batch.label.tolist() == indices
     one, two = torch.utils.data.random_split(dataset, [3, 4], torch.Generator().manual_seed(0))
     found = [batch.label.tolist() for part in (one, two) for batch in DataLoader(part, 10, collate_fn=Identity())]
-    assert sorted(sum(found, [])) == list(range(B))
+    assert sorted(functools.reduce(operator.iadd, found, [])) == list(range(B))
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_npz(compressed, tmp_path):
     array = np.random.default_rng(0).normal(size=(N, 30)).astype(np.float32)
-    arrays = dict(values=np.asfortranarray(array), offsets=OFFSETS.astype(np.int32), label=np.arange(B), weight=np.ones((B, 2)))
+    arrays = {"values": np.asfortranarray(array), "offsets": OFFSETS.astype(np.int32), "label": np.arange(B), "weight": np.ones((B, 2))}
     (np.savez_compressed if compressed else np.savez)(tmp_path / "data.npz", **arrays)
     dataset = fp.RaggedDataset.from_npz(tmp_path / "data.npz")
     for found in (dataset, pickle.loads(pickle.dumps(dataset))):
@@ -366,15 +368,15 @@ def test_npz_that_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"array 'offsets' is missing: .*data.npz has 'values', 'bounds'"):
         fp.RaggedDataset.from_npz(path)
     np.savez(path, values=np.array([{}]), offsets=OFFSETS)
-    with pytest.raises(ValueError, match="no .npz file of arrays"):
+    with pytest.raises(ValueError, match=r"no .npz file of arrays"):
         fp.RaggedDataset.from_npz(path)
     np.savez(path, values=np.arange(N), offsets=OFFSETS)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="no .npz file of arrays, or is truncated"):
+    with pytest.raises(ValueError, match=r"no .npz file of arrays, or is truncated"):
         fp.RaggedDataset.from_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("values.npy", b"not an array")
-    with pytest.raises(ValueError, match="no .npz file of arrays"):
+    with pytest.raises(ValueError, match=r"no .npz file of arrays"):
         fp.RaggedDataset.from_npz(path)
     with pytest.raises(FileNotFoundError):
         fp.RaggedDataset.from_npz(tmp_path / "nowhere.npz")

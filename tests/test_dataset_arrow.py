@@ -30,7 +30,7 @@ TABLE = pa.table(
         "class": pa.array([f"c{k % 3}" for k in range(40)]).dictionary_encode(),
     }
 )
-COLUMNS = dict(column=["tokens", "frames"], per_sequence=["label", "name", "box", "class"])
+COLUMNS = {"column": ["tokens", "frames"], "per_sequence": ["label", "name", "box", "class"]}
 BATCHES = [[0], [39, 0, 13, 13], list(range(40)), [5, 30, 11, -1]]
 
 
@@ -110,16 +110,16 @@ def test_arrow_files_with_faults(kind, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"data.arrow has {len(whole) // 2} bytes, but had {len(whole)} when the data set was opened"):
         pickle.loads(sent)
-    with pytest.raises(ValueError, match="data.arrow is no Arrow file, or is truncated"):
+    with pytest.raises(ValueError, match=r"data.arrow is no Arrow file, or is truncated"):
         fp.RaggedDataset.from_arrow(path, "tokens")
     path.write_bytes(whole)
     os.utime(path, (1, 1))
-    with pytest.raises(ValueError, match="data.arrow has been changed since the data set was opened: open it again"):
+    with pytest.raises(ValueError, match=r"data.arrow has been changed since the data set was opened: open it again"):
         pickle.loads(sent)
     with pytest.raises(FileNotFoundError):
         fp.RaggedDataset.from_arrow(tmp_path / "nowhere.arrow", "tokens")
     pq.write_table(TABLE, path)
-    with pytest.raises(ValueError, match="data.arrow is a Parquet file: use from_parquet"):
+    with pytest.raises(ValueError, match=r"data.arrow is a Parquet file: use from_parquet"):
         fp.RaggedDataset.from_arrow(path, "tokens")
 
 
@@ -177,15 +177,15 @@ def test_parquet_files_with_faults(tmp_path):
 
     paths[1].write_bytes(whole)
     os.utime(paths[1], (1, 1))
-    with pytest.raises(ValueError, match="part1.parquet has been changed since the data set was opened: open it again"):
+    with pytest.raises(ValueError, match=r"part1.parquet has been changed since the data set was opened: open it again"):
         opened.__getitems__([30])
 
     paths[1].write_bytes(whole[:4] + bytes(200) + whole[204:])
-    with pytest.raises(ValueError, match="part1.parquet cannot be decoded, row group 0, column 'tokens': "):
+    with pytest.raises(ValueError, match=r"part1.parquet cannot be decoded, row group 0, column 'tokens': "):
         fp.RaggedDataset.from_parquet(paths, "tokens").__getitems__([20])
 
     paths[1].write_bytes(b"")
-    with pytest.raises(ValueError, match="part1.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match=r"part1.parquet is no Parquet file"):
         fp.RaggedDataset.from_parquet(paths, "tokens")
     paths[1].unlink()
     for act in (lambda: fp.RaggedDataset.from_parquet(paths, "tokens"), lambda: pickle.loads(sent)):
@@ -215,19 +215,19 @@ def test_parquet_files_that_do_not_fit_together(tmp_path):
 
 
 WRONG = [
-    (dict(column="nothing"), ValueError, "column 'nothing' is missing: .* 'tokens', 'frames', 'label'"),
-    (dict(per_sequence="nothing"), ValueError, "column 'nothing' is missing"),
-    (dict(column="label"), TypeError, "column 'label' is of Arrow type int8, but sequences are lists"),
-    (dict(column="name"), TypeError, "column 'name' is of Arrow type string, but sequences are lists"),
-    (dict(column="words"), TypeError, "column 'words' holds values of Arrow type string"),
-    (dict(column="uneven"), ValueError, "column 'uneven' has rows of different sizes"),
-    (dict(column="times"), TypeError, r"column 'times' is of dtype datetime64\[ms\], which torch does not have"),
-    (dict(per_sequence="tokens"), ValueError, "column 'tokens' is named twice"),
-    (dict(per_sequence="frames"), ValueError, "column 'frames' has rows of different sizes"),
-    (dict(per_sequence="some"), ValueError, "column 'some' is null in row 1: fill it, or pass nulls='skip'"),
-    (dict(column="holes"), ValueError, "column 'holes' is null in row 2: fill it, or pass nulls='skip'"),
-    (dict(column=[]), ValueError, "column is empty: pass the name of at least one"),
-    (dict(nulls="drop"), ValueError, "nulls is 'drop', but can only be 'error' or 'skip'"),
+    ({"column": "nothing"}, ValueError, "column 'nothing' is missing: .* 'tokens', 'frames', 'label'"),
+    ({"per_sequence": "nothing"}, ValueError, "column 'nothing' is missing"),
+    ({"column": "label"}, TypeError, "column 'label' is of Arrow type int8, but sequences are lists"),
+    ({"column": "name"}, TypeError, "column 'name' is of Arrow type string, but sequences are lists"),
+    ({"column": "words"}, TypeError, "column 'words' holds values of Arrow type string"),
+    ({"column": "uneven"}, ValueError, "column 'uneven' has rows of different sizes"),
+    ({"column": "times"}, TypeError, r"column 'times' is of dtype datetime64\[ms\], which torch does not have"),
+    ({"per_sequence": "tokens"}, ValueError, "column 'tokens' is named twice"),
+    ({"per_sequence": "frames"}, ValueError, "column 'frames' has rows of different sizes"),
+    ({"per_sequence": "some"}, ValueError, "column 'some' is null in row 1: fill it, or pass nulls='skip'"),
+    ({"column": "holes"}, ValueError, "column 'holes' is null in row 2: fill it, or pass nulls='skip'"),
+    ({"column": []}, ValueError, "column is empty: pass the name of at least one"),
+    ({"nulls": "drop"}, ValueError, "nulls is 'drop', but can only be 'error' or 'skip'"),
 ]
 ODD = (
     TABLE.append_column("words", pa.array([["a"]] * 40))
@@ -243,7 +243,7 @@ ODD = (
 @pytest.mark.parametrize(("changes", "error", "problem"), WRONG)
 def test_columns_that_are_wrong(changes, error, problem, tmp_path):
     pq.write_table(ODD, tmp_path / "odd.parquet")
-    arguments = dict(column="tokens", per_sequence=()) | changes
+    arguments = {"column": "tokens", "per_sequence": ()} | changes
     with pytest.raises(error, match=problem):
         fp.RaggedDataset.from_arrow(ODD, **arguments)
     with pytest.raises(error, match=problem):
@@ -252,7 +252,7 @@ def test_columns_that_are_wrong(changes, error, problem, tmp_path):
 
 def test_nulls_are_skipped_on_request(tmp_path):
     pq.write_table(ODD, tmp_path / "odd.parquet", row_group_size=7)
-    arguments = dict(column=["holes", "tokens"], per_sequence=["some", "label", "unnamed", "truths"], nulls="skip")
+    arguments = {"column": ["holes", "tokens"], "per_sequence": ["some", "label", "unnamed", "truths"], "nulls": "skip"}
     with pytest.raises(ValueError, match="each row has a null: nothing is left"):
         fp.RaggedDataset.from_arrow(ODD, **arguments)
     arguments["per_sequence"].remove("truths")
@@ -284,9 +284,9 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(ValueError, match="files is empty: pass at least one path"):
         fp.RaggedDataset.from_parquet([], "tokens")
     for wrong in (3, None):
-        with pytest.raises(TypeError, match="files is .*, not a path or a list of paths"):
+        with pytest.raises(TypeError, match=r"files is .*, not a path or a list of paths"):
             fp.RaggedDataset.from_parquet(wrong, "tokens")
-        with pytest.raises(TypeError, match="table is .*, not a pyarrow Table or RecordBatch"):
+        with pytest.raises(TypeError, match=r"table is .*, not a pyarrow Table or RecordBatch"):
             fp.RaggedDataset.from_arrow(wrong, "tokens")
 
 
@@ -313,7 +313,7 @@ def datasets(tmp_path_factory):
 
 def test_data_sets_of_hugging_face(datasets, tmp_path):
     plain = datasets.Dataset(TABLE.drop_columns("class"))
-    columns = dict(column=["tokens", "frames"], per_sequence=["label", "name"])
+    columns = {"column": ["tokens", "frames"], "per_sequence": ["label", "name"]}
     plain.save_to_disk(tmp_path / "saved")
     saved = datasets.load_from_disk(str(tmp_path / "saved"))
     for given in (plain, saved, saved.with_format("torch"), saved.with_format("arrow"), saved.with_format("arrow")[:]):
