@@ -14,11 +14,6 @@ from tests.test_memory import peak
 LISTS = {"list": pa.list_, "large_list": pa.large_list, "list_view": pa.list_view, "large_list_view": pa.large_list_view}
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 NUMBERS = [pa.type_for_alias(name) for name in (*INTEGERS, "float16", "float32", "float64", "bool")]
-    *map(
-        pa.type_for_alias,
-        ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "bool"],
-    )
-]
 LENGTHS = [3, 0, 5, 1, 2]
 
 
