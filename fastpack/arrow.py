@@ -307,7 +307,7 @@ def text_column(table: Any, name: str, source: Any) -> Ragged:
             first = np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1]
             content = np.frombuffer(values or b"", np.uint8)
             chunks.append(Chunk(address(content), len(content), 0, first, content))
-    grid = Grid((), np.ones((1, 1), np.int64), 1)
+    grid = Grid.of((), [1], 1)
     return Ragged(grid, chunks, (_texts_again, (_alone(source, name), name)))
 
 

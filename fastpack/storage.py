@@ -6,6 +6,7 @@ sequences that it is asked for, and checks them: kernels do not, and a wrong one
 
 import mmap
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fastpack import blocks, checks, headers
 from fastpack.checks import LARGEST, Array, Int64Array, address
 from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.machine import run
-from fastpack.moves import Source, gather_block
+from fastpack.moves import Source, gather_block, is_contiguous
 
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
 
@@ -26,6 +27,14 @@ class Grid(NamedTuple):
     trailing: tuple[int, ...]  # (D,) a row's shape
     strides: Int64Array  # (1, 1 + D) bytes
     item_bytes: int
+    step_bytes: int  # from row to row
+    row_bytes: int  # of a row whose items lie side by side; else -1
+
+    @classmethod
+    def of(cls, trailing: tuple[int, ...], strides: Sequence[int], item_bytes: int) -> "Grid":
+        """Return the grid of rows of a shape, from the strides, in bytes, of the array that they are in."""
+        row_bytes = prod(trailing) * item_bytes if is_contiguous(trailing, strides[1:], item_bytes) else -1
+        return cls(trailing, np.array([strides], np.int64), item_bytes, strides[0], row_bytes)
 
 
 class Located(NamedTuple):
@@ -72,7 +81,7 @@ class Rows(_Chunked):
         super().__init__(grid, [count for count, _, _ in chunks], [alive for _, _, alive in chunks], recipe)
         alone = chunks[0][2]
         self.array = alone if len(chunks) == 1 and isinstance(alone, np.ndarray) else None  # all rows, where they are one array
-        self._step = int(grid.strides[0, 0])
+        self._step = grid.step_bytes
         self._rows = np.array([first for _, first, _ in chunks], np.int64) - self._firsts[:-1] * self._step
 
     def collect(self, indices: Int64Array, target: int) -> None:
@@ -119,7 +128,7 @@ class Ragged(_Chunked):
         is_wrong = facts.negative >= 0 or ends.negative >= 0 or ends.too_long >= 0
         if is_wrong or (limit == LARGEST and (pairs[:, 1] > self._rows[chunks]).any()):
             raise ValueError(self._complaint(indices, pairs, lengths))
-        first_rows = self._first_row[chunks] + pairs[:, 0] * self.grid.strides[0, 0]
+        first_rows = self._first_row[chunks] + pairs[:, 0] * self.grid.step_bytes
         return Located(Source(first_rows, self.grid.strides, self.grid.trailing, self.grid.item_bytes), lengths, facts, self._alive)
 
     def _complaint(self, indices: Int64Array, pairs: Int64Array, lengths: Int64Array) -> str:
@@ -144,7 +153,7 @@ def _pairs(bounds: Array) -> Array:
 
 def grid_of(array: Array) -> Grid:
     """Return how the items of an array's rows lie."""
-    return Grid(array.shape[1:], np.array([array.strides], np.int64), array.itemsize)
+    return Grid.of(array.shape[1:], array.strides, array.itemsize)
 
 
 def rows_of(array: Any) -> Rows:

@@ -134,7 +134,7 @@ def _is_arrow(value: Any) -> bool:
 
 def _grid_of_tensor(tensor: Tensor) -> Grid:
     item_bytes = tensor.element_size()
-    return Grid(tuple(tensor.shape[1:]), np.array([tensor.stride()], np.int64) * item_bytes, item_bytes)
+    return Grid.of(tuple(tensor.shape[1:]), [stride * item_bytes for stride in tensor.stride()], item_bytes)
 
 
 def _rows_of_tensor(tensor: Tensor) -> Rows:
