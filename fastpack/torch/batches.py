@@ -1,7 +1,7 @@
 """What a batch of a RaggedDataset is, and how its fields are gathered: one kernel call a field, no tensor a sequence."""
 
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -10,16 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import get_worker_info
 
 from fastpack import blocks
 from fastpack.checks import Int64Array, address
 from fastpack.moves import gather_block
 from fastpack.storage import Grid, Located, Ragged, Rows, copied
-from fastpack.torch import parallel
+from fastpack.torch import parallel, transit
 from fastpack.torch.layout import TensorLayout, from_lengths
-
-SHARED_FROM = 1 << 15  # bytes from which on a worker process gathers straight into shared memory
 
 
 class Finished:
@@ -69,7 +66,7 @@ class Sequences(NamedTuple):
         """Return the sequences of some indices, packed; `layouts` are those that other fields of the batch have."""
         found, grid = self.storage.located(indices), self.storage.grid
         layout, N = _layout(found, layouts), found.facts.total
-        data = _empty((N, *grid.trailing), self.dtype)
+        data = transit.empty((N, *grid.trailing), self.dtype)
         if data.numel():
             block: Any
             if grid.row_bytes > 0:
@@ -132,13 +129,3 @@ def _layout(found: Located, layouts: list[TensorLayout]) -> TensorLayout:
             return layout
     layouts.append(from_lengths(lengths, found.facts.longest, found.facts.total))
     return layouts[-1]
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return new memory, which a worker process shares with the loader's: it is not copied there again."""
-    size = torch.Size(shape)
-    nbytes = size.numel() * dtype.itemsize
-    if nbytes < SHARED_FROM or get_worker_info() is None:
-        return torch.empty(size, dtype=dtype, device="cpu")
-    storage: Any = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).view(size)

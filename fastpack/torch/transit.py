@@ -9,6 +9,7 @@ Up to 500 KB bytes would still be quicker, but a message beyond the 64 KB that a
 worker would stand there with the lock on the pipe that all workers share.
 """
 
+from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -26,6 +27,16 @@ def in_worker_process() -> bool:
     """Whether this is a worker process of a DataLoader; a thread that torch has workers in may be none."""
     info = get_worker_info()
     return info is not None and getattr(info, "worker_method", "multiprocessing") == "multiprocessing"
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return new memory of the CPU: for what is large, a worker process has it shared, so that it is not copied when it is sent."""
+    size = torch.Size(shape)
+    nbytes = size.numel() * dtype.itemsize
+    if nbytes <= SMALL or not in_worker_process():
+        return torch.empty(size, dtype=dtype, device="cpu")
+    storage: Any = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).view(size)
 
 
 def send_small_tensors_as_bytes() -> None:
