@@ -18,7 +18,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from fastpack.torch import PackCollate, loader, pack_sequence, transit
+from fastpack.torch import PackCollate, RaggedDataset, loader, pack_sequence, transit
 from tests.conftest import clean_environment
 from tests.test_prefetch import Finished, Sequences, assert_same_batches
 from tests.torch_oracle import bits, every_dtype, random_tensor
@@ -65,6 +65,18 @@ def test_a_batch_crosses_as_it_is(method: str) -> None:
                 assert shared == {"small": False, "large": True, "pid": False}
                 assert [part.is_shared() for part in batch["frames"]] == [True, False, False, False]
                 assert not batch["tags"].data.is_shared()
+
+
+def where(samples: list[dict[str, Any]]) -> list[bool]:
+    """Collate, and say which packed rows are in shared memory, of tensors and of what was gathered from storage."""
+    batch = PackCollate(["frames", "tags"])(samples)
+    stored = RaggedDataset(torch.ones(40, 1000), [0, 30, 40]).__getitems__([0, 1])
+    return [packed.data.is_shared() for packed in (batch["frames"], batch["tags"], stored)]
+
+
+def test_large_batches_are_packed_into_shared_memory_in_workers_only() -> None:
+    for workers, found in ((1, [True, False, True]), (0, [False, False, False])):
+        assert list(DataLoader(Aligned(), batch_size=6, num_workers=workers, collate_fn=where)) == [found] * 2
 
 
 def test_plain_loaders_collates_and_streams() -> None:

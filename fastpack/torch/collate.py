@@ -19,6 +19,7 @@ from fastpack.torch.samples import EMPTY, columns_of, is_container, rebuilt, unl
 Rule = Callable[[str, Any], bool]
 
 READ_AS = {int: torch.int64, bool: torch.int64, float: torch.float64}
+RAISED_AS: dict[type, type[Exception]] = {TypeError: TypeError, AttributeError: TypeError, ValueError: ValueError}
 STACKED_BELOW = 1 << 15  # bytes: from here on, stacking straight into shared memory, as torch does in workers, is worth it
 
 
@@ -142,7 +143,7 @@ class _Batch:
             packed = self._sharing(_packed(values, collate.allow_empty))
         except Exception as error:
             problem = unlike(values, is_sequence, collate.allow_empty) or str(error)
-            kind = type(error) if type(error) in (TypeError, ValueError) else RuntimeError
+            kind = RAISED_AS.get(type(error), RuntimeError)
             raise kind(f"{_said(name)}: {problem}") from error
         if name not in collate.padding_values:
             return packed
@@ -168,16 +169,17 @@ class _Layout(NamedTuple):
 
 def _packed(values: Sequence[Any], allow_empty: bool) -> PackedSequence:
     """Return sequences packed: tensors, arrays or lists."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return pack_sequence(list(values), enforce_sorted=False, allow_empty=allow_empty)
     kinds = set(map(type, values))
     if kinds == {list}:
         return _pack_lists(values, allow_empty)
-    if kinds == {Tensor} or all(issubclass(kind, Tensor) for kind in kinds):
-        return pack_sequence(list(values), enforce_sorted=False, allow_empty=allow_empty)
-    if all(issubclass(kind, np.ndarray) for kind in kinds):
-        if not allow_empty and not all(map(len, values)):
-            raise ValueError(EMPTY)
-        return pack_numpy(values)
-    raise TypeError(f"{kinds.pop().__name__} is no sequence")
+    if not all(issubclass(kind, np.ndarray) for kind in kinds):
+        raise TypeError(f"{type(first).__name__} is no sequence")
+    if not allow_empty and not all(map(len, values)):
+        raise ValueError(EMPTY)
+    return pack_numpy(values)
 
 
 def _pack_lists(lists: Sequence[list[Any]], allow_empty: bool) -> PackedSequence:
