@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import fastpack  # noqa: E402
-from bench import bench_memory, bench_rnn, bench_sampling, bench_serving, bench_startup, readme_training  # noqa: E402
+from bench import bench_loader, bench_memory, bench_rnn, bench_sampling, bench_serving, bench_startup, readme_training  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.contests import Contest, numpy_contests, torch_contests  # noqa: E402
 from bench.peak import peak  # noqa: E402
@@ -127,6 +127,23 @@ def serving() -> list[str]:
     return lines
 
 
+def loaders() -> list[str]:
+    """Return a Markdown table of whole loaders: torch's millions of real steps a second, and how many times that ours have."""
+    names = bench_loader.OURS
+    heads = [f"{name}, {f'{workers} workers' if workers else 'none'}" for workers in names for name in ("torch", *names[workers])]
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    for case, data in bench_loader.CASES.items():
+        cells = []
+        for workers, rivals in names.items():
+            made = bench_loader.contenders(data(), workers)
+            bench_loader.check(made)
+            found = list(bench_loader.rates(made, 9))
+            cells.append(f"{statistics.median(rates[bench_loader.TORCH] for rates in found) / 1e6:.1f} M")
+            cells += [f"{statistics.median(rates[name] / rates[bench_loader.TORCH] for rates in found):.1f}x" for name in rivals]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return lines
+
+
 def startup() -> list[str]:
     """Return a Markdown table of start-up times: medians of 7 new processes each."""
     with tempfile.TemporaryDirectory() as name:
@@ -168,6 +185,7 @@ def main() -> None:
     tables: dict[str, Callable[[], list[str]]] = {
         "torch level": lambda: table({"torch": TORCH}, torch_contests, "torch"),
         "NumPy level": lambda: table({"numpy": NUMPY}, numpy_contests, "numpy"),
+        "loaders": loaders,
         "layers": layers,
         "CPU levels": cpu_levels,
         "memory": inference_memory,

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from bench import bench_loader
+from bench.cases import Case
 from bench.contests import Contest
 from bench.rnn_cases import LAYERS, LayerCase
 from bench.rnn_contests import by_stretches, close, contenders, inference, layer_contest, rows_of
@@ -56,3 +58,23 @@ def test_operations_are_those_of_real_rows() -> None:
     assert case._replace(D=2).flops == 2 * case.flops
     assert case._replace(proj_size=2).flops == 2 * 4 * (4 * 5 * 3 + 4 * 5 * 2 + 2 * 5)
     assert case._replace(cell="GRU", L=2).flops == 2 * 4 * 3 * 5 * (3 + 5 + 5 + 5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_agree(workers: int) -> None:
+    data = bench_loader.synthetic(Case("sentences", 150, (3,), "float32"))
+    loaders = bench_loader.contenders(data, workers)
+    bench_loader.check(loaders)
+    assert {bench_loader.steps_of(loaded) for loaded in loaders.values()} == {len(data.values)}
+    assert ["RaggedDataset, a thread"] * workers == [name for name in loaders if name.endswith("thread")]
+    wrong = bench_loader.contenders(data._replace(label=data.label + 1), 0)["RaggedDataset"]
+    with pytest.raises(RuntimeError, match="RaggedDataset gives other batches than torch"):
+        bench_loader.check(loaders | {"RaggedDataset": wrong})
+
+
+def test_the_loaders_cases_are_real() -> None:
+    for case, data in bench_loader.CASES.items():
+        values, offsets, label = data()
+        assert len(label) == len(offsets) - 1 == int(case.split()[0])
+        assert offsets[-1] == len(values)
+        assert values.ndim == 1 or case.endswith(f"x {values.shape[1]} floats")

@@ -5,13 +5,8 @@ torch's in a model of the same weights. Models are trained side by side, on the 
 Everything a worker needs stands at the top level of this module, so that fork, spawn and forkserver all find it.
 """
 
-import contextlib
-import multiprocessing
-import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
-from fastpack.torch import LSTM, pack_sequence, pad_packed_sequence
+from fastpack.torch import LSTM, pad_packed_sequence
+from fastpack.torch.loader import Loader as Loader  # for others to have it from here
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "japanese_vowels.npz"
 SPEAKERS = 9
@@ -83,66 +79,6 @@ def load() -> tuple[Utterances, Utterances]:
         values, offsets, speaker, is_train = (torch.from_numpy(recordings[k]) for k in ("values", "offsets", "speaker", "is_train"))
     every = Utterances(values, offsets, speaker, torch.arange(len(speaker)))
     return every.only(is_train), every.only(~is_train)
-
-
-def collate(batch: list[tuple[Tensor, int]]) -> tuple[PackedSequence, Tensor]:
-    """Pack the utterances of a batch, in the worker: what reaches the training is packed already."""
-    utterances, speakers = zip(*batch, strict=True)
-    return pack_sequence(list(utterances), enforce_sorted=False), torch.tensor(speakers)
-
-
-class Loader(DataLoader[tuple[Tensor, int]]):
-    """A DataLoader that packs, whose workers leave Ctrl-C to the process that started them, and end with the `with` block."""
-
-    def __init__(self, utterances: Utterances, batch_size: int, **options: Any) -> None:
-        super().__init__(utterances, batch_size, collate_fn=collate, worker_init_fn=end_quietly, **options)
-
-    def __iter__(self) -> Any:
-        with interrupts_held(self.multiprocessing_context):
-            return super().__iter__()
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and hasattr(signal, "SIGCHLD"):
-            # torch waits five seconds for a worker that is still importing, and reports one that was killed as an error
-            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for child in multiprocessing.active_children():
-                child.kill()
-                child.join()
-            signal.signal(signal.SIGCHLD, before)
-        self._iterator = None  # torch stops persistent workers when this is gone
-
-
-def end_quietly(_worker: int) -> None:
-    """Keep a worker from reporting that the process it loads for has gone away: the user stopped that one."""
-    usual = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not issubclass(kind, (OSError, EOFError)):
-            usual(kind, error, trace)
-
-    sys.excepthook = hook
-
-
-@contextlib.contextmanager
-def interrupts_held(context: Any) -> Iterator[None]:
-    """Hold back SIGINT while worker processes start.
-
-    They inherit the block and keep it, so that Ctrl-C, which a terminal sends to them as well, ends this process alone, which
-    then stops them in order; without, each of them prints a traceback of its own, even from the midst of its imports.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    if (context or multiprocessing).get_start_method() != "fork":
-        resource_tracker.ensure_running()  # starting it later would release the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class SpeakerNamer(nn.Module):

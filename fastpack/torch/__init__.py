@@ -10,6 +10,9 @@ if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interfac
 
 from fastpack.torch.accelerate import accelerate, restore
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
+from fastpack.torch.collate import PackCollate
+from fastpack.torch.dataset import RaggedDataset
+from fastpack.torch.loader import loader
 from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
@@ -24,10 +27,13 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "PackCollate",
     "PackedSequence",
+    "RaggedDataset",
     "accelerate",
     "as_numpy",
     "as_torch",
+    "loader",
     "pack_numpy",
     "pack_padded_sequence",
     "pack_ragged",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastpack import blocks
 from fastpack.moves import Source, gather_block, is_contiguous
-from fastpack.torch import parallel
+from fastpack.torch import parallel, transit
 from fastpack.torch.bridge import has_memory
 from fastpack.torch.layout import TensorLayout, offsets_of, only_lengths
 
@@ -71,7 +71,7 @@ def pack_listed(sequences: Sequence[Tensor], layout: TensorLayout, addresses: "a
     """Rows of B tensors (T_i, ...) in packed order (N, ...)."""
     first = sequences[0]
     trailing, item_bytes = first.shape[1:], first.element_size()
-    data = first.new_empty((layout.num_rows, *trailing))
+    data = transit.empty((layout.num_rows, *trailing), first.dtype)
     moved = data.numel() * item_bytes
     if moved and all(map(Tensor.is_contiguous, sequences)):
         first_rows, row_bytes = addresses or addresses_of(sequences), moved // layout.num_rows
@@ -94,7 +94,7 @@ def unpack_listed(data: Tensor, layout: TensorLayout) -> tuple[Tensor, ...]:
 def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
     """Rows of `values` (N, ...), one sequence after another, in packed order (N, ...)."""
     values = values if is_contiguous(values.shape[1:], values.stride()[1:], 1) else values.contiguous()
-    data, offsets, item_bytes = values.new_empty(values.shape), offsets_of(layout), values.element_size()
+    data, offsets, item_bytes = transit.empty(values.shape, values.dtype), offsets_of(layout), values.element_size()
     moved = data.numel() * item_bytes
     if moved:
         home = values.data_ptr(), offsets.data_ptr(), values.stride(0) * item_bytes, moved // layout.num_rows
