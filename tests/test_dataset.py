@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 import fastpack.torch as fp
+from fastpack import storage
 from fastpack.torch.batches import Finished
 from tests.torch_oracle import assert_packed, assert_same, every_dtype, random_tensor
 
@@ -142,7 +143,7 @@ NAMES = ["", "a", "bb", "ü", "日本", "a\0b", "\U0001f600"]
 def test_strings_of_each_sequence(given):
     dataset = fp.RaggedDataset(torch.arange(N), OFFSETS, name=given, label=np.arange(B))
     for found in (dataset, pickle.loads(pickle.dumps(dataset))):
-        assert found.__getitems__([6, 0, 3, 3]).name == [NAMES[6], NAMES[0], NAMES[3], NAMES[3]]
+        assert list(found.__getitems__([6, 0, 3, 3]).name) == [NAMES[6], NAMES[0], NAMES[3], NAMES[3]]
         assert [sample.name for sample in found] == NAMES
 
 
@@ -279,6 +280,29 @@ def test_memory_maps_cross_to_another_process_by_their_path(tmp_path):
     assert (pickle.loads(pickle.dumps(fp.RaggedDataset(private, offsets)))[0][0] == 5).all()
 
 
+def test_parts_of_memory_maps_are_found_in_their_file(tmp_path):
+    array = np.random.default_rng(0).normal(size=(100, 30))
+    array.tofile(tmp_path / "raw")
+    for offset in (0, 240 * 7):  # that of the map is not that of its parts
+        whole = np.memmap(tmp_path / "raw", np.float64, "r", offset).reshape(-1, 30)
+        for part in (
+            whole,
+            whole[50:],
+            whole[::-2],
+            whole[::-1, ::-1],
+            whole.T,
+            whole[3:9, 4:5],
+            np.asarray(whole)[10:20],
+            whole.view(np.int32),
+        ):
+            found = storage.portable(part)
+            assert isinstance(found, storage.Mapped)
+            assert found.opened().strides == part.strides
+            assert found.opened().tobytes() == part.tobytes()
+    for in_memory in (array, whole + 1, whole.copy(), whole[:0], np.zeros(3)):
+        assert storage.portable(in_memory) is in_memory
+
+
 def test_a_memory_map_whose_file_was_truncated(tmp_path):
     dataset = fp.RaggedDataset(mapped(tmp_path, np.arange(1000)), np.arange(0, 1001, 10))
     sent = pickle.dumps(dataset)
@@ -331,7 +355,7 @@ def test_batches_of_worker_processes(context, tmp_path):
         for batch, indices in zip(batches, ([0, 1, 2], [3, 4, 5], [6]), strict=True):
             assert_packed(batch.values, packed(torch.from_numpy(array), indices))
             assert batch.label.tolist() == indices
-            assert batch.name == [NAMES[i] for i in indices]
+            assert list(batch.name) == [NAMES[i] for i in indices]
             tensors = (*batch.values, batch.label)
             assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 3  # data, all indices, labels
 
@@ -410,4 +434,4 @@ def test_threads_share_a_data_set():
     with ThreadPoolExecutor(4) as pool:
         for indices, batch in zip(BATCHES * 20, pool.map(dataset.__getitems__, BATCHES * 20), strict=True):
             assert_packed(batch.values, packed(values, indices))
-            assert batch.name == [NAMES[i] for i in indices]
+            assert list(batch.name) == [NAMES[i] for i in indices]
