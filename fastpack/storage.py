@@ -18,6 +18,7 @@ from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.machine import run
 from fastpack.moves import Source, gather_block, is_contiguous
 
+PIECE = 1 << 20  # sequences looked at together where all are
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
 
 
@@ -143,7 +144,8 @@ class Ragged(_Chunked):
 
     def lengths(self) -> Int64Array:
         """Return the length of every sequence."""
-        return self.located(np.arange(len(self))).lengths
+        pieces = (np.arange(start, min(start + PIECE, len(self))) for start in range(0, len(self), PIECE))
+        return np.concatenate([self.located(piece).lengths for piece in pieces])
 
 
 def _pairs(bounds: Array) -> Array:
