@@ -277,7 +277,7 @@ class Recur(NamedTuple):
     h_n: Bytes  # out (B, P)
     c_n: Bytes  # out (B, H); 0 where the cell has no c
     c: Bytes  # out: rows (N, H), c after each step; 0 where no gradients are wanted, or the cell has no c
-    gates: Bytes  # out: rows (N, saved * H), what gradients need of the gates; 0 likewise. In blocks of `lanes` units: [gate][lane]
+    gates: Bytes  # out: rows (N, saved * H), what gradients need of the gates; 0 likewise. In blocks of `lanes` units: [gate][unit]
     workspace: Bytes  # cells.workspace_items(...) items for each share, at a multiple of 64 bytes
     workspace_bytes: Size  # of one share
     arrivals: Int64s  # (cells.arrivals_items(shares),), zeros, for how far each share has come; or 0

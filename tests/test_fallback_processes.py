@@ -254,19 +254,20 @@ def test_a_forked_child_does_not_hold_its_parents_lock(folder: Path, monkeypatch
     thread = threading.Thread(target=get)
     thread.start()
     begun.wait(60)
-    reader, writer = os.pipe()
+    (reader, writer), (hears, tells) = os.pipe(), os.pipe()
     if (pid := os.fork()) == 0:
         os.close(writer)
+        os.write(tells, b"here")  # on a busy machine that may be long after the fork, and only now has it let go of the lock
         os.read(reader, 1)  # lives until the parent closes its end
         os._exit(0)
+    os.read(hears, 4)
     go_on.set()
     thread.join(60)
     (lock,) = folder.glob("*.lock")
     handle = os.open(lock, os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if anyone still holds it
-    os.close(handle)
-    os.close(writer)
-    os.close(reader)
+    for end in (handle, writer, reader, hears, tells):
+        os.close(end)
     os.waitpid(pid, 0)
 
 

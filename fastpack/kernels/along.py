@@ -21,7 +21,7 @@ def factors_of(panels, cell, H, N):
 
 
 @helper
-def multiply_stretch(group, n, table, factors, target, begin, middle, end):
+def multiply_stretch(group, n, table, factors, target, soon, begin, middle, end):
     # The runs begin..middle and middle..end of the first n rows, in a group of blocks of columns. The two halves are two sums,
     # which are added one after the other: with few rows both are under way at once, or there would be too few to hide their latency.
     first_block, width = group
@@ -38,12 +38,12 @@ def multiply_stretch(group, n, table, factors, target, begin, middle, end):
             first = 0  # rows in tiles as equal as can be
             for tile in range(tiles if stretch.first < stretch.last else 0):
                 rows = (n + tile) // tiles
-                row_tile(rows, width, table, first, factors, stretch, after if half else target, first_block)
+                row_tile(rows, width, table, first, factors, stretch, after if half else target, soon, first_block)
                 first += rows
 
 
 @helper
-def multiply(first_block, last_block, n, table, factors, target, back):
+def multiply(first_block, last_block, n, table, factors, target, soon, back):
     # The first n rows of a table, in these blocks of columns, from the last one down if `back`. Along a row it goes in stretches
     # of at most `most` panels, which depend on the shape alone, so that a row's result does not depend on its neighbours.
     lanes = VECTOR // item_bytes_of(factors.weights)
@@ -57,10 +57,10 @@ def multiply(first_block, last_block, n, table, factors, target, back):
         begin = 0
         while factors.whole - begin >= HALVED or factors.whole - begin > most:
             half = min((factors.whole - begin) // 2, most)
-            multiply_stretch(group, n, table, factors, target, begin, begin + half, begin + 2 * half)
+            multiply_stretch(group, n, table, factors, target, soon, begin, begin + half, begin + 2 * half)
             begin += 2 * half
         if begin < runs:
-            multiply_stretch(group, n, table, factors, target, begin, runs, runs)
+            multiply_stretch(group, n, table, factors, target, soon, begin, runs, runs)
 
 
 @helper

@@ -16,7 +16,7 @@ from fastpack.kernels.gradient import Sizes, cell_gradient
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
 from fastpack.kernels.panels import saved_of, shape_of
-from fastpack.kernels.products import Factors, Target
+from fastpack.kernels.products import WIDTH, Factors, Soon, Target
 from fastpack.kernels.shares import Batch, Rows, move_on, own_row, own_rows, step_after
 from fastpack.kernels.simd import VECTOR
 from fastpack.kernels.team import Team, do_phase
@@ -104,37 +104,50 @@ def begin_carry(units, given):
 
 
 @helper
-def product(units, n, later, table, factors, target, back):
+def product(first, last, n, later, table, factors, target, soon, back):
     # of the first `later` of a step's n rows the products, added to the starts; of the others the starts alone
-    multiply(units.first, units.stop, later, table, factors, target, back)
-    copy_starts(units.first, units.stop, later, n, target)
+    multiply(first, last, later, table, factors, target, soon, back)
+    copy_starts(first, last, later, n, target)
 
 
 @helper
 def run_projected(units, given):
     # the gradients of the projection's sums, which are those of h
     n, later, room, weights, target, back = given
-    product(units, n, later, room.later, weights.recurrent, target, back)
+    product(units.first, units.stop, n, later, room.later, weights.recurrent, target, nothing_soon(room), back)
+
+
+@helper
+def nothing_soon(room):
+    return Soon(0, room.later, 1, room.later, 0)
 
 
 @helper
 def run_cells(units, given):
     # the gradient of h before the projection, if any, and the cell's
     n, later, room, weights, target, back = given
-    if is_null(weights.projection.weights):
-        product(units, n, later, room.later, weights.recurrent, target, back)
-    else:
-        product(units, n, n, room.projected, weights.projection, target, back)
-    for i in range(n):
-        for j in range(units.first, units.stop):
-            cell_gradient(weights.sizes, room.rows, i, j)
+    lanes, rows = units.lanes, room.rows
+    saved = saved_of(weights.sizes.cell)
+    soon = Soon(1, rows.gates, saved * lanes, rows.d_sums, weights.sizes.panel) if saved else nothing_soon(room)
+    groups = -(-(units.stop - units.first) // WIDTH)
+    for k in range(groups):
+        group = groups - 1 - k if back else k
+        first = units.first + (units.stop - units.first) * group // groups
+        last = units.first + (units.stop - units.first) * (group + 1) // groups
+        if is_null(weights.projection.weights):
+            product(first, last, n, later, room.later, weights.recurrent, target, soon, 0)
+        else:
+            product(first, last, n, n, room.projected, weights.projection, target, soon, 0)
+        for i in range(n):
+            for j in range(first, last):
+                cell_gradient(weights.sizes, rows, i, j)
 
 
 @helper
 def run_states(units, given):
     # gradients of the initial states h: of the sequences with steps, products; of the others the starts
     begun, every, room, weights, target = given
-    product(units, every, begun, room.later, weights.recurrent, target, 0)
+    product(units.first, units.stop, every, begun, room.later, weights.recurrent, target, nothing_soon(room), 0)
 
 
 @helper

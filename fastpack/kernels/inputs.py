@@ -7,7 +7,7 @@ from fastpack.kernels.along import factors_of, multiply
 from fastpack.kernels.kernel import helper, kernel
 from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, item_bytes_of, stack_pointers
 from fastpack.kernels.panels import shape_of
-from fastpack.kernels.products import Target
+from fastpack.kernels.products import Soon, Target
 from fastpack.kernels.shares import Rows
 from fastpack.kernels.simd import VECTOR
 
@@ -58,7 +58,7 @@ def run_call(begin, end, call, like):
         for i in range(n):
             outs[i] = place_of(d_x, first + i, call.B)
             table[i] = advance(as_items(call.d_sums, like), (first + i) * sums * lanes)
-        multiply(0, -(-call.F // lanes), n, table, factors, target, first // MANY % 2)
+        multiply(0, -(-call.F // lanes), n, table, factors, target, Soon(0, table, 1, table, 0), first // MANY % 2)
 
 
 @kernel(blocks.InputGradient)

@@ -4,6 +4,7 @@ Gradients of sums are in panels, [block of units][row][sum][lane], so that both 
 the first goes along a row, through all panels, the second down the rows of one.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,8 +51,20 @@ class Target(NamedTuple):
     columns: int  # how many there are in all
 
 
+class Soon(NamedTuple):
+    """What will be read and written next, of the same rows and blocks: meanwhile it is fetched."""
+
+    is_known: int
+    gates: Any  # table
+    block: int  # items from one block's gates to the next's
+    d_sums: Any  # table
+    panel: int  # items from one block's panel to the next
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def row_tile(_typing: Any, rows: Any, width: Any, table: Any, first: Any, factors: Any, stretch: Any, target: Any, j: Any) -> Any:
+def row_tile(
+    _typing: Any, rows: Any, width: Any, table: Any, first: Any, factors: Any, stretch: Any, target: Any, soon: Any, j: Any
+) -> Any:
     """Multiply a stretch of `rows` rows, from the table's `first` on, by the weights of `width` blocks of columns from j on."""
     kind = float_of(factors.types[0].dtype.bitwidth)
 
@@ -65,14 +78,14 @@ def row_tile(_typing: Any, rows: Any, width: Any, table: Any, first: Any, factor
         switch(builder, width, {blocks: partial(call, blocks) for blocks in range(1, WIDTH + 1)})
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, table, types.int64, factors, stretch, target, types.int64), codegen
+    return types.void(types.int64, types.int64, table, types.int64, factors, stretch, target, soon, types.int64), codegen
 
 
 def _rows(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
     """Write the tiles of 1 to ROWS rows by `blocks` vectors; `args` are those of `row_tile` but `width`."""
-    rows, table, first, j, at = args[0], args[1], args[2], args[6], Memory(builder, kind).at
+    rows, table, first, j, at = args[0], args[1], args[2], args[7], Memory(builder, kind).at
     factors, stretch = Factors(*unpack(builder, args[3])), Stretch(*unpack(builder, args[4]))
-    target = Target(*unpack(builder, args[5]))
+    target, soon = Target(*unpack(builder, args[5])), Soon(*unpack(builder, args[6]))
     block = builder.mul(factors.k, number(kind.lanes))
     weights = [at(factors.weights, builder.mul(builder.add(j, number(v)), block)) for v in range(blocks)]
     early = builder.select(builder.icmp_signed("==", first, number(0)), number(EARLY // (kind.bits // 8)), number(0))
@@ -80,7 +93,8 @@ def _rows(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
 
     def emit(count: int) -> None:
         tile = Tile(builder, CELLS[LINEAR], kind, count, blocks)
-        sums = _along(tile, tile.pointers(table, first), weights, factors, stretch, early)
+        fetch = partial(_fetch, tile, soon, first, j)
+        sums = _along(tile, tile.pointers(table, first), weights, factors, stretch, early, fetch)
         starts = [at(place, builder.mul(j, target.start_block)) for place in tile.pointers(target.starts, first)]
         outs = [at(place, builder.mul(j, target.out_block)) for place in tile.pointers(target.outs, first)]
         _whole_or_part(tile, sums, left, partial(_add, tile, starts, target.start_block, outs, target.out_block))
@@ -88,13 +102,30 @@ def _rows(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
     switch(builder, rows, {count: partial(emit, count) for count in range(1, ROWS + 1)})
 
 
-def _along(tile: Tile, rows: list[Any], weights: list[Any], factors: Factors, stretch: Stretch, early: Any) -> list[Vector]:
+def _fetch(tile: Tile, soon: Soon, first: Any, j: Any, q: Any) -> None:
+    """Fetch two vectors of each row's gates, and of where the gradients of its sums will be: those of turn q."""
+    builder, memory, lanes = tile.builder, tile.memory, number(tile.kind.lanes)
+    with builder.if_then(builder.icmp_signed("!=", soon.is_known, number(0))):
+        for turn in range(2):
+            line = builder.add(builder.mul(q, number(2)), number(turn))
+            gate = builder.add(builder.mul(j, soon.block), builder.mul(line, lanes))
+            block, of_block = builder.sdiv(builder.mul(line, lanes), soon.block), builder.srem(builder.mul(line, lanes), soon.block)
+            d_sum = builder.add(builder.mul(builder.add(j, block), soon.panel), of_block)
+            for gates, d_sums in zip(tile.pointers(soon.gates, first), tile.pointers(soon.d_sums, first), strict=True):
+                memory.prefetch(memory.at(gates, gate))
+                memory.prefetch(memory.at(d_sums, d_sum))
+
+
+def _along(
+    tile: Tile, rows: list[Any], weights: list[Any], factors: Factors, stretch: Stretch, early: Any, fetch: Callable[[Any], None]
+) -> list[Vector]:
     """Return the sums of products along a stretch of the rows: of each whole panel one run, of the last one a run a gate."""
     builder, memory, lanes = tile.builder, tile.memory, tile.kind.lanes
     zero = Vector(builder, ir.Constant(tile.kind.vector, [0.0] * lanes), tile.kind)
     zeros = [zero] * (tile.rows * tile.blocks)
 
     def body(q: Any, sums: list[Vector]) -> list[Vector]:
+        fetch(q)
         is_whole, gate = builder.icmp_signed("<", q, factors.whole), builder.sub(q, factors.whole)
 
         def choose(of_whole: Any, of_part: Any) -> Any:
