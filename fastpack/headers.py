@@ -78,7 +78,7 @@ def _do_probes_agree() -> bool:
     memory = np.arange(60, dtype=np.int16)
     probes: tuple[Array, ...] = (memory, memory[::-3], memory.reshape(3, 4, 5).transpose(2, 0, 1)[1:, ::2], np.zeros((7, 0), ">M8[s]"))
     for probe in probes:
-        fields = _gather(np.fromiter([probe], object, 1), WORDS)[0].tolist()
+        fields = gather(np.fromiter([probe], object, 1), WORDS)[0].tolist()
         # these four first: nothing is followed until everything around the pointers is where it should be
         said = (address(probe), probe.ndim, 0 if probe.base is None else id(probe.base), id(probe.dtype))
         if (fields[DATA], fields[ND] & 0xFFFFFFFF, fields[BASE], fields[DESCR]) != said:
@@ -91,16 +91,16 @@ def _do_probes_agree() -> bool:
 
 def _read(arrays: list[Array]) -> Headers | None:
     objects = np.fromiter(arrays, object, len(arrays))  # its memory holds the arrays' addresses
-    fields = _gather(objects, WORDS)
+    fields = gather(objects, WORDS)
     dimensions, dtypes = fields[:, ND] & 0xFFFFFFFF, fields[:, DESCR]
     if (dimensions != dimensions[0]).any() or (dtypes != dtypes[0]).any():
         return None
     words = int(dimensions[0])
-    shapes, strides = (_gather(np.ascontiguousarray(fields[:, which]), words) for which in (DIMENSIONS, STRIDES))
+    shapes, strides = (gather(np.ascontiguousarray(fields[:, which]), words) for which in (DIMENSIONS, STRIDES))
     return Headers(np.ascontiguousarray(fields[:, DATA]), shapes, strides)
 
 
-def _gather(pointers: Array, words: int) -> Int64Array:
+def gather(pointers: Array, words: int) -> Int64Array:
     """Return (B, words): what each of B pointers points to. To the kernel, each is a sequence of one row."""
     B = len(pointers)
     found, order, sizes = np.empty((B, words), np.int64), np.arange(B), np.array([B])

@@ -10,6 +10,7 @@ if tuple(map(int, _version.split(".")[:2])) < (2, 10):  # without the C interfac
 
 from fastpack.torch.accelerate import accelerate, restore
 from fastpack.torch.arrays import as_numpy, as_torch, pack_numpy, pack_ragged
+from fastpack.torch.dataset import RaggedDataset
 from fastpack.torch.modules import GRU, LSTM, RNN, path
 from fastpack.torch.rnn_utils import (
     pack_padded_sequence,
@@ -25,6 +26,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "PackedSequence",
+    "RaggedDataset",
     "accelerate",
     "as_numpy",
     "as_torch",
