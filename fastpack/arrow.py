@@ -19,7 +19,7 @@ from fastpack import checks
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed
 from fastpack.packing import _pack, unpack_ragged
-from fastpack.storage import Chunk, Ragged, Rows, Stamp, grid_of
+from fastpack.storage import Chunk, Grid, Ragged, Rows, Stamp, grid_of
 
 NULLS = ("error", "skip")
 LISTS = "list, large_list, fixed_size_list, list_view or large_list_view"
@@ -189,12 +189,13 @@ def sequences(arrays: list[Any], name: str, nulls: str, recipe: Any) -> Column:
     if not arrays:
         raise ValueError(f"{name} has no row: a batch needs at least one sequence")
     valid = _valid(arrays, name, nulls)
-    chunks, rows, bounds = zip(*[_chunk(array, name, nulls) for array in arrays], strict=True)
+    chunks = [_chunk(array, name, nulls) for array in arrays]
+    rows: list[Array] = [chunk.alive for chunk in chunks]
     first = next(filter(len, rows), rows[0])
     for k, other in enumerate(rows):
         if len(other) and other.shape[1:] != first.shape[1:]:
             raise ValueError(f"{name} has rows of shape {other.shape[1:]} in chunk {k}, but of {first.shape[1:]} before")
-    return Column(Ragged(grid_of(first), chunks, bounds[0].dtype, bounds[0].strides[0], recipe), first.dtype, valid)
+    return Column(Ragged(grid_of(first), chunks, recipe), first.dtype, valid)
 
 
 def valid_rows(table: Any, name: str, nulls: str) -> Int64Array | None:
@@ -217,8 +218,8 @@ def _valid(arrays: list[Any], name: str, nulls: str) -> Int64Array | None:
     return np.flatnonzero(validity)
 
 
-def _chunk(array: Any, name: str, nulls: str) -> tuple[Chunk, Array, Array]:
-    """Return the lists of one array, their rows, and where they begin and end: an array of 4 or 8 bytes an item."""
+def _chunk(array: Any, name: str, nulls: str) -> Chunk:
+    """Return the lists of one array, which keep their rows alive."""
     bounds, first, child = _bounds(array)
     if child.null_count and nulls == "error":
         raise ValueError(f"{name} has a null among the steps of its lists: fill it, or pass nulls='skip'")
@@ -228,8 +229,7 @@ def _chunk(array: Any, name: str, nulls: str) -> tuple[Chunk, Array, Array]:
         bounds, first = before[bounds.astype(np.int64) - first], 0
         child = child.filter(pa.array(validity)) if child.null_count else child
     rows = _rows(child, name)
-    where = address(rows) - first * rows.strides[0]
-    return Chunk(len(array), where, first, first + len(rows), address(bounds), (rows, bounds)), rows, bounds
+    return Chunk(address(rows), len(rows), first, bounds, rows)
 
 
 def _bounds(array: Any) -> tuple[Array, int, Any]:
@@ -306,9 +306,9 @@ def text_column(table: Any, name: str, source: Any) -> Ragged:
             _, bounds, values = array.buffers()
             first = np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1]
             content = np.frombuffer(values or b"", np.uint8)
-            chunks.append(Chunk(len(array), address(content), 0, len(content), address(first), (content, first)))
-    grid = grid_of(np.empty(0, np.uint8))
-    return Ragged(grid, chunks, np.dtype(np.int64), 8, (_texts_again, (_alone(source, name), name)))
+            chunks.append(Chunk(address(content), len(content), 0, first, content))
+    grid = Grid.of((), [1], 1)
+    return Ragged(grid, chunks, (_texts_again, (_alone(source, name), name)))
 
 
 def _texts_again(source: Any, name: str) -> Ragged:

@@ -6,6 +6,7 @@ sequences that it is asked for, and checks them: kernels do not, and a wrong one
 
 import mmap
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fastpack import blocks, checks, headers
 from fastpack.checks import LARGEST, Array, Int64Array, address
 from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.machine import run
-from fastpack.moves import Source, gather_block
+from fastpack.moves import Source, gather_block, is_contiguous
 
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
 
@@ -26,6 +27,14 @@ class Grid(NamedTuple):
     trailing: tuple[int, ...]  # (D,) a row's shape
     strides: Int64Array  # (1, 1 + D) bytes
     item_bytes: int
+    step_bytes: int  # from row to row
+    row_bytes: int  # of a row whose items lie side by side; else -1
+
+    @classmethod
+    def of(cls, trailing: tuple[int, ...], strides: Sequence[int], item_bytes: int) -> "Grid":
+        """Return the grid of rows of a shape, from the strides, in bytes, of the array that they are in."""
+        row_bytes = prod(trailing) * item_bytes if is_contiguous(trailing, strides[1:], item_bytes) else -1
+        return cls(trailing, np.array([strides], np.int64), item_bytes, strides[0], row_bytes)
 
 
 class Located(NamedTuple):
@@ -40,11 +49,10 @@ class Located(NamedTuple):
 class Chunk(NamedTuple):
     """Sequences whose rows are in one piece of memory."""
 
-    sequences: int
-    rows: int  # address of row 0, whether that is there or not
-    low: int  # rows low to high are there
-    high: int
-    bounds: int  # address of where the first sequence begins and ends
+    first_row: int  # its address
+    rows: int  # the number of rows
+    origin: int  # what the bounds call the first row
+    bounds: Array  # where each sequence begins and ends: (B + 1,), or (B, 2) of each its own
     alive: Any
 
 
@@ -62,8 +70,8 @@ class _Chunked:
         return self._recipe
 
     def _chunks_of(self, indices: Int64Array) -> Any:
-        """Return the chunk of each index; where there is one alone, what broadcasts."""
-        return np.searchsorted(self._firsts, indices, "right") - 1 if len(self._firsts) > 2 else slice(None)
+        """Return the chunk of each index, or 0 where there is one alone."""
+        return np.searchsorted(self._firsts, indices, "right") - 1 if len(self._firsts) > 2 else 0
 
 
 class Rows(_Chunked):
@@ -71,7 +79,9 @@ class Rows(_Chunked):
 
     def __init__(self, grid: Grid, chunks: Sequence[tuple[int, int, Any]], recipe: Recipe) -> None:
         super().__init__(grid, [count for count, _, _ in chunks], [alive for _, _, alive in chunks], recipe)
-        self._step = int(grid.strides[0, 0])
+        alone = chunks[0][2]
+        self.array = alone if len(chunks) == 1 and isinstance(alone, np.ndarray) else None  # all rows, where they are one array
+        self._step = grid.step_bytes
         self._rows = np.array([first for _, first, _ in chunks], np.int64) - self._firsts[:-1] * self._step
 
     def collect(self, indices: Int64Array, target: int) -> None:
@@ -81,21 +91,20 @@ class Rows(_Chunked):
 
 
 class Ragged(_Chunked):
-    """Sequences of rows: where each begins and ends in its chunk's numbering of rows is read from the chunk's `bounds`.
+    """Sequences of rows: where each begins and ends is read from the `bounds` of its chunk, of one dtype of 4 or 8 bytes in all."""
 
-    Two bounds stand side by side, of `dtype`, of 4 or 8 bytes each; those of the next sequence `step_bytes` further on.
-    """
-
-    def __init__(self, grid: Grid, chunks: Sequence[Chunk], dtype: np.dtype[Any], step_bytes: int, recipe: Recipe) -> None:
-        super().__init__(grid, [chunk.sequences for chunk in chunks], [chunk.alive for chunk in chunks], recipe)
-        self._dtype, self._step = dtype, step_bytes
-        self._bounds = np.array([chunk.bounds for chunk in chunks], np.int64) - self._firsts[:-1] * step_bytes
-        self._rows, self._low, self._high = (np.array([chunk[k] for chunk in chunks], np.int64) for k in (1, 2, 3))
+    def __init__(self, grid: Grid, chunks: Sequence[Chunk], recipe: Recipe) -> None:
+        pairs = [_pairs(chunk.bounds) for chunk in chunks]
+        super().__init__(grid, list(map(len, pairs)), [(chunk.alive, chunk.bounds) for chunk in chunks], recipe)
+        self._first_row, self._rows, self._origin = (np.array([chunk[k] for chunk in chunks], np.int64) for k in range(3))
+        self._is_shifted = bool(self._origin.any())
+        self._pairs, self._step, self._limit = pairs[0], pairs[0].strides[0], chunks[0].rows  # of the only chunk, if there is one
+        self._bounds = np.array([address(chunk.bounds) for chunk in chunks], np.int64) - self._firsts[:-1] * self._step
 
     @property
     def has_rows(self) -> bool:
         """Whether there is any row."""
-        return bool((self._high > self._low).any())
+        return bool(self._rows.any())
 
     def located(self, indices: Int64Array) -> Located:
         """Return where the sequences of indices (B,), each from 0 to len - 1, are.
@@ -105,29 +114,46 @@ class Ragged(_Chunked):
         ValueError
             The bounds of one are not within the rows that there are.
         """
-        chunks = self._chunks_of(indices)
-        found = headers.gather(self._bounds[chunks] + indices * self._step, self._dtype.itemsize // 4)
-        starts, ends = found.view(self._dtype).T.astype(np.int64)
-        lengths = ends - starts
-        facts = measure_lengths(address(lengths), len(lengths), LARGEST)
-        if facts.negative >= 0 or (starts < self._low[chunks]).any() or (ends > self._high[chunks]).any():
-            low, high = np.broadcast_to(self._low[chunks], len(indices)), np.broadcast_to(self._high[chunks], len(indices))
-            k = int(np.argmax((lengths < 0) | (starts < low) | (ends > high)))
-            raise ValueError(
-                f"offsets of sequence {indices[k]} are {starts[k]} and {ends[k]}, "
-                f"but offsets never decrease, and there are rows {low[k]} to {high[k]}"
-            )
-        first_rows = self._rows[chunks] + starts * self.grid.strides[0, 0]
+        chunks, B = self._chunks_of(indices), len(indices)
+        if isinstance(chunks, int):
+            pairs, limit = self._pairs[indices], self._limit  # a third of the time that the addresses take
+        else:
+            dtype, limit = self._pairs.dtype, LARGEST
+            pairs = headers.gather(self._bounds[chunks] + indices * self._step, dtype.itemsize // 4).view(dtype)
+        pairs = pairs.astype(np.int64, order="C", copy=False)
+        if self._is_shifted:
+            pairs -= self._origin[chunks].reshape(-1, 1)
+        lengths = pairs[:, 1] - pairs[:, 0]
+        facts, ends = measure_lengths(address(lengths), B, LARGEST), measure_lengths(address(pairs), 2 * B, limit)
+        is_wrong = facts.negative >= 0 or ends.negative >= 0 or ends.too_long >= 0
+        if is_wrong or (limit == LARGEST and (pairs[:, 1] > self._rows[chunks]).any()):
+            raise ValueError(self._complaint(indices, pairs, lengths))
+        first_rows = self._first_row[chunks] + pairs[:, 0] * self.grid.step_bytes
         return Located(Source(first_rows, self.grid.strides, self.grid.trailing, self.grid.item_bytes), lengths, facts, self._alive)
+
+    def _complaint(self, indices: Int64Array, pairs: Int64Array, lengths: Int64Array) -> str:
+        rows, origins = (np.broadcast_to(each[self._chunks_of(indices)], len(indices)) for each in (self._rows, self._origin))
+        k = int(np.argmax((lengths < 0) | (pairs < 0).any(axis=1) | (pairs > rows[:, None]).any(axis=1)))
+        start, end = (pairs[k] + origins[k]).tolist()
+        return (
+            f"offsets of sequence {indices[k]} are {start} and {end}, but offsets never decrease, "
+            f"and there are rows {origins[k]} to {origins[k] + rows[k]}"
+        )
 
     def lengths(self) -> Int64Array:
         """Return the length of every sequence."""
         return self.located(np.arange(len(self))).lengths
 
 
+def _pairs(bounds: Array) -> Array:
+    """Return where each sequence begins and ends side by side (B, 2), without copying."""
+    item_bytes = bounds.itemsize
+    return bounds if bounds.ndim == 2 else np.lib.stride_tricks.as_strided(bounds, (len(bounds) - 1, 2), (item_bytes, item_bytes))
+
+
 def grid_of(array: Array) -> Grid:
     """Return how the items of an array's rows lie."""
-    return Grid(array.shape[1:], np.array([array.strides], np.int64), array.itemsize)
+    return Grid.of(array.shape[1:], array.strides, array.itemsize)
 
 
 def rows_of(array: Any) -> Rows:
@@ -139,8 +165,8 @@ def rows_of(array: Any) -> Rows:
 def ragged_of(values: Any, offsets: Any) -> Ragged:
     """Return the sequences of values (N, ...) between offsets (B + 1,), or of where they are in files."""
     values, offsets = (item.opened() if isinstance(item, Mapped) else item for item in (values, offsets))
-    chunk = Chunk(len(offsets) - 1, address(values), 0, len(values), address(offsets), (values, offsets))
-    return Ragged(grid_of(values), [chunk], offsets.dtype, offsets.itemsize, (ragged_of, (portable(values), portable(offsets))))
+    chunk = Chunk(address(values), len(values), 0, offsets, values)
+    return Ragged(grid_of(values), [chunk], (ragged_of, (portable(values), portable(offsets))))
 
 
 def checked_offsets(value: Any, N: int, name: str = "offsets") -> Array:

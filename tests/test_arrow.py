@@ -12,7 +12,8 @@ from fastpack.arrow import pack_column, unpack_column
 from tests.test_memory import peak
 
 LISTS = {"list": pa.list_, "large_list": pa.large_list, "list_view": pa.list_view, "large_list_view": pa.large_list_view}
-NUMBERS = [*map(pa.type_for_alias, "int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bool".split())]
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+NUMBERS = [pa.type_for_alias(name) for name in (*INTEGERS, "float16", "float32", "float64", "bool")]
 LENGTHS = [3, 0, 5, 1, 2]
 
 
@@ -55,8 +56,8 @@ def test_rows_that_are_lists_of_one_size(kind, inner):
         assert column.to_pylist() == rows
         assert_packed(pack_column(column), rows, np.float32, (2,))
     deeper = [[[row, row[::-1], row] for row in sequence] for sequence in rows]
-    assert_packed(pack_column(pa.array(deeper, kind(inner(inner(pa.float32())) if inner in LISTS.values() else pa.list_(inner(pa.float32()), 3)))),
-                  deeper, np.float32, (3, 2))  # fmt: skip
+    outer = inner if inner in LISTS.values() else lambda dtype: pa.list_(dtype, 3)
+    assert_packed(pack_column(pa.array(deeper, kind(outer(inner(pa.float32()))))), deeper, np.float32, (3, 2))
 
 
 def test_lists_of_fixed_size():

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import get_worker_info
 
-from fastpack.checks import Int64Array
+from fastpack import blocks
+from fastpack.checks import Int64Array, address
 from fastpack.moves import gather_block
 from fastpack.storage import Grid, Located, Ragged, Rows, copied
 from fastpack.torch import parallel
@@ -66,12 +67,17 @@ class Sequences(NamedTuple):
 
     def batch(self, indices: Int64Array, layouts: list[TensorLayout]) -> PackedSequence:
         """Return the sequences of some indices, packed; `layouts` are those that other fields of the batch have."""
-        found = self.storage.located(indices)
-        layout = _layout(found, layouts)
-        data = _empty((found.facts.total, *self.storage.grid.trailing), self.dtype)
+        found, grid = self.storage.located(indices), self.storage.grid
+        layout, N = _layout(found, layouts), found.facts.total
+        data = _empty((N, *grid.trailing), self.dtype)
         if data.numel():
-            block, _alive = gather_block(found.source, found.lengths, *layout.addresses(), data.data_ptr())
-            parallel.run(block, found.facts.total, data.nbytes)
+            block: Any
+            if grid.row_bytes > 0:
+                rows = address(found.source.first_rows), int(found.source.strides[0, 0]), grid.row_bytes
+                block = blocks.PackListed(*rows, *layout.addresses(), data.data_ptr())
+            else:
+                block, _alive = gather_block(found.source, found.lengths, *layout.addresses(), data.data_ptr())
+            parallel.run(block, N, data.nbytes)
         return tuple.__new__(PackedSequence, (data, layout.batch_sizes, layout.sorted_indices, layout.unsorted_indices))
 
     def sample(self, indices: Int64Array) -> Tensor:
@@ -88,6 +94,8 @@ class Values(NamedTuple):
 
     def batch(self, indices: Int64Array, _layouts: list[TensorLayout]) -> Tensor:
         """Return the values of some indices, stacked."""
+        if self.storage.array is not None:
+            return torch.from_numpy(self.storage.array[indices])  # for one array, half of what the kernel's call takes
         stacked = torch.empty((len(indices), *self.storage.grid.trailing), dtype=self.dtype, device="cpu")
         if stacked.numel():
             self.storage.collect(indices, stacked.data_ptr())

@@ -90,6 +90,7 @@ class RaggedDataset(Dataset[Any]):
         if kept is not None and not len(kept):
             raise ValueError("each row has a null: nothing is left of the data set")
         self._fields, self._kept, self._size = fields, kept, count if kept is None else len(kept)
+        self._names = tuple(fields)
 
     @classmethod
     def from_arrow(cls, table: Any, column: str | Sequence[str], per_sequence: str | Iterable[str] = (), *, nulls: str = "error") -> Self:
@@ -323,7 +324,7 @@ class RaggedDataset(Dataset[Any]):
 
     def _joined(self, parts: list[Any]) -> Any:
         """Return the one field alone, or the named tuple of all."""
-        return parts[0] if len(parts) == 1 else batch_type(tuple(self._fields))(*parts)
+        return parts[0] if len(parts) == 1 else batch_type(self._names)(*parts)
 
 
 def _said(field: Field) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpack import checks
-from fastpack.checks import Array, address
+from fastpack.checks import Array
 from fastpack.storage import Chunk, Grid, Mapped, Ragged, Rows, checked_offsets, portable, ragged_of, rows_of
 from fastpack.torch.batches import Field, Sequences, Texts, Values
 from fastpack.torch.bridge import is_dense
@@ -134,7 +134,7 @@ def _is_arrow(value: Any) -> bool:
 
 def _grid_of_tensor(tensor: Tensor) -> Grid:
     item_bytes = tensor.element_size()
-    return Grid(tuple(tensor.shape[1:]), np.array([tensor.stride()], np.int64) * item_bytes, item_bytes)
+    return Grid.of(tuple(tensor.shape[1:]), [stride * item_bytes for stride in tensor.stride()], item_bytes)
 
 
 def _rows_of_tensor(tensor: Tensor) -> Rows:
@@ -143,6 +143,5 @@ def _rows_of_tensor(tensor: Tensor) -> Rows:
 
 def _ragged_of_tensor(values: Tensor, offsets: Any) -> Ragged:
     bounds: Array = offsets.opened() if isinstance(offsets, Mapped) else offsets
-    chunk = Chunk(len(bounds) - 1, values.data_ptr(), 0, len(values), address(bounds), (values, bounds))
-    recipe = _ragged_of_tensor, (values, portable(bounds))
-    return Ragged(_grid_of_tensor(values), [chunk], bounds.dtype, bounds.itemsize, recipe)
+    chunk = Chunk(values.data_ptr(), len(values), 0, bounds, values)
+    return Ragged(_grid_of_tensor(values), [chunk], (_ragged_of_tensor, (values, portable(bounds))))
