@@ -23,6 +23,8 @@ from fastpack import parts
 from fastpack.parts import Job, Part
 from fastpack.scoring import Scorer
 
+RETRIES = 5  # of a part whose worker dies: Ray Data's own are without end, also where the part itself kills it
+
 __all__ = ["Scorer", "score", "write_parts"]
 
 
@@ -88,7 +90,7 @@ def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
     try:
         dataset = data.from_items([{"part": k} for k in range(len(missing))], override_num_blocks=len(missing))
         dataset.context.enable_progress_bars = False
-        made = dataset.map(functools.partial(_write_one, job=job, missing=missing), num_cpus=job.scorer.num_threads)
+        made = dataset.map(functools.partial(_write_one, job=job, missing=missing), num_cpus=job.scorer.num_threads, max_retries=RETRIES)
         for row in made.iter_rows():
             if row["error"]:
                 raise RuntimeError(row["error"])
