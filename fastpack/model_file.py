@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import fastpack
 from fastpack import checks
 from fastpack.recurrent import GRU, LSTM, RNN
 
@@ -14,7 +15,7 @@ RECURRENT = "weight_hh_l0"  # the weight that every layer has
 
 
 class Model(NamedTuple):
-    """A layer, and a digest of its weights."""
+    """A layer, and a digest of its weights and of fastpack's version."""
 
     layer: LSTM | GRU | RNN
     digest: str
@@ -51,7 +52,7 @@ def read(file: Any, prefix: str = "", nonlinearity: str = "") -> Model:
     _check_prefix(found, prefix)
     mapping = {name: np.asarray(value) for name, value in found.items() if name.startswith(prefix)}
     layer = _layer(mapping, prefix, nonlinearity)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(fastpack.__version__.encode())
     for name in sorted(mapping):
         value = np.ascontiguousarray(mapping[name])
         digest.update(f"{name} {value.dtype} {value.shape} ".encode())

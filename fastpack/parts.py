@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
-import fastpack
 from fastpack.scoring import Scorer
 from fastpack.storage import Stamp
 
@@ -47,7 +46,7 @@ class Job(NamedTuple):
     """All parts of some inputs, and what to make of them."""
 
     scorer: Scorer
-    model: str  # a digest of the weights
+    model: str  # a digest of the weights, and of whatever else may change the results
     folder: str
     parts: tuple[Part, ...]
 
@@ -56,9 +55,9 @@ class Job(NamedTuple):
         return Path(self.folder) / part.name
 
     def fingerprint(self, part: Part) -> bytes:
-        """Return what tells a part of this job from any other: of model, input, rows, columns and version."""
+        """Return what tells a part of this job from any other: of model, input, rows and columns."""
         scorer = self.scorer
-        made_from = [fastpack.__version__, self.model, repr(scorer.layer), scorer.column, scorer.results, scorer.keep, part]
+        made_from = [self.model, repr(scorer.layer), scorer.column, scorer.results, scorer.keep, part]
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest().encode()
 
     def is_done(self, part: Part) -> bool:
@@ -121,7 +120,7 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     scorer : Scorer
         What to make of them.
     model : str
-        A digest of the layer's weights.
+        A digest of the layer's weights, and of whatever else may change the results.
     folder : path
         Where the parts go.
     part_rows : int
