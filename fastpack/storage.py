@@ -18,6 +18,7 @@ from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.machine import run
 from fastpack.moves import Source, gather_block, is_contiguous
 
+PIECE = 1 << 20  # sequences looked at together where all are
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
 
 
@@ -94,11 +95,12 @@ class Ragged(_Chunked):
     """Sequences of rows: where each begins and ends is read from the `bounds` of its chunk, of one dtype of 4 or 8 bytes in all."""
 
     def __init__(self, grid: Grid, chunks: Sequence[Chunk], recipe: Recipe) -> None:
-        pairs = [_pairs(chunk.bounds) for chunk in chunks]
-        super().__init__(grid, list(map(len, pairs)), [(chunk.alive, chunk.bounds) for chunk in chunks], recipe)
+        counts = [len(chunk.bounds) + chunk.bounds.ndim - 2 for chunk in chunks]
+        super().__init__(grid, counts, [(chunk.alive, chunk.bounds) for chunk in chunks], recipe)
         self._first_row, self._rows, self._origin = (np.array([chunk[k] for chunk in chunks], np.int64) for k in range(3))
         self._is_shifted = bool(self._origin.any())
-        self._pairs, self._step, self._limit = pairs[0], pairs[0].strides[0], chunks[0].rows  # of the only chunk, if there is one
+        self._pairs, self._limit = _pairs(chunks[0].bounds), chunks[0].rows  # of the only chunk, if there is one
+        self._step = self._pairs.strides[0]
         self._bounds = np.array([address(chunk.bounds) for chunk in chunks], np.int64) - self._firsts[:-1] * self._step
 
     @property
@@ -142,7 +144,8 @@ class Ragged(_Chunked):
 
     def lengths(self) -> Int64Array:
         """Return the length of every sequence."""
-        return self.located(np.arange(len(self))).lengths
+        pieces = (np.arange(start, min(start + PIECE, len(self))) for start in range(0, len(self), PIECE))
+        return np.concatenate([self.located(piece).lengths for piece in pieces])
 
 
 def _pairs(bounds: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ def assert_batch(batch, indices: list[int]) -> None:
         assert_packed(found, fp.pack_sequence(sequences, enforce_sorted=False, allow_empty=True))
     where = [range(40)[i] for i in indices]
     assert_same(batch[2], torch.tensor(where, dtype=torch.int8))
-    assert batch[3] == [NAMES[i] for i in where]
+    assert list(batch[3]) == [NAMES[i] for i in where]
     assert_same(batch[4], torch.tensor([[i, i + 1] for i in where]))
-    assert batch[5] == [f"c{i % 3}" for i in where]
+    assert list(batch[5]) == [f"c{i % 3}" for i in where]
     assert all(one is two for one, two in zip(batch[0][1:], batch[1][1:], strict=True))  # lengths are equal: one layout
 
 
@@ -159,6 +160,21 @@ def test_row_groups_are_decoded_once_in_order_and_kept_as_asked(tmp_path, monkey
     assert len(pickle.dumps(dataset)) < 2000
 
 
+def test_threads_share_row_groups(tmp_path):
+    dataset = fp.RaggedDataset.from_parquet(write_parquet(tmp_path, [40]), **COLUMNS, cache_bytes=300)
+    batches = [np.random.default_rng(seed).integers(0, 40, 10).tolist() for seed in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        for batch, indices in zip(pool.map(dataset.__getitems__, batches), batches, strict=True):
+            assert_batch(batch, indices)
+
+
+def test_names_with_dots(tmp_path):
+    table = pa.table({"a.b": TOKENS, "a": [{"b": 1}] * 40, "a.b.c": list(range(40))})
+    pq.write_table(table, tmp_path / "dots.parquet")
+    sequence, value = fp.RaggedDataset.from_parquet(tmp_path / "dots.parquet", "a.b", "a.b.c")[7]
+    assert (sequence.tolist(), value.item()) == (TOKENS[7], 7)
+
+
 def test_parquet_files_with_faults(tmp_path):
     paths = write_parquet(tmp_path, [20, 20])
     whole = paths[1].read_bytes()
@@ -264,7 +280,7 @@ def test_nulls_are_skipped_on_request(tmp_path):
             batch = found.__getitems__(list(range(len(kept))))
             assert_same(fp.unpack_sequence(batch.tokens), [torch.tensor(TOKENS[k], dtype=torch.int32) for k in kept])
             assert [sequence.tolist() for sequence in fp.unpack_sequence(batch.holes)] == [[1]] * len(kept)
-            assert batch.unnamed == [list("abcde")[k % 5] for k in kept]
+            assert list(batch.unnamed) == [list("abcde")[k % 5] for k in kept]
             assert found.lengths.tolist() == [1] * len(kept)
     holes = fp.RaggedDataset.from_arrow(ODD, "holes", nulls="skip")
     assert [sample.tolist() for sample in holes] == [[1], [2], [3]] * 10
@@ -319,7 +335,7 @@ def test_data_sets_of_hugging_face(datasets, tmp_path):
     for given in (plain, saved, saved.with_format("torch"), saved.with_format("arrow"), saved.with_format("arrow")[:]):
         dataset = fp.RaggedDataset.from_arrow(given, **columns)
         assert [sample.tokens.tolist() for sample in dataset] == TOKENS
-        assert dataset.__getitems__([3, 1]).name == [NAMES[3], NAMES[1]]
+        assert list(dataset.__getitems__([3, 1]).name) == [NAMES[3], NAMES[1]]
     mixed = saved.shuffle(seed=1).select(range(10))
     for found in (fp.RaggedDataset.from_arrow(mixed, **columns), pickle.loads(pickle.dumps(fp.RaggedDataset.from_arrow(mixed, **columns)))):
         assert [sample.tokens.tolist() for sample in found] == mixed["tokens"][:]

@@ -111,11 +111,11 @@ class Texts(NamedTuple):
 
     storage: Ragged
 
-    def batch(self, indices: Int64Array, _layouts: list[TensorLayout]) -> list[str]:
+    def batch(self, indices: Int64Array, _layouts: list[TensorLayout]) -> tuple[str, ...]:
         """Return the strings of some indices."""
         memory, found = copied(self.storage.located(indices))
         content, ends = memory.tobytes(), np.cumsum(found.lengths).tolist()
-        return [content[start:end].decode() for start, end in pairwise([0, *ends])]
+        return tuple([content[start:end].decode() for start, end in pairwise([0, *ends])])  # as of default_collate
 
     def sample(self, indices: Int64Array) -> str:
         """Return the string of the one index."""

@@ -25,7 +25,7 @@ class RaggedDataset(Dataset[Any]):
     `dataset[i]` is a sample: the sequence, a tensor (T_i, ...), where the data set has nothing else; otherwise a named tuple of
     the fields, sequences first. `dataset.__getitems__(indices)`, which a DataLoader calls for each batch, is a batch of the same
     form: each field of sequences a PackedSequence, gathered by one call of a kernel, without a tensor for each; numbers
-    and arrays stacked in the order of `indices`; strings in a list. Samples and batches are new memory: nothing in storage is
+    and arrays stacked in the order of `indices`; strings in a tuple. Samples and batches are new memory: nothing in storage is
     ever changed.
 
     The batch is complete, so a `collate_fn` has to return it as it is: `fastpack.torch.loader` and `PackCollate` do, and so does
