@@ -23,7 +23,7 @@ from fastpack.storage import Stamp
 PART_ROWS = 1 << 16  # at least, where a file has as many
 FINGERPRINT = b"fastpack.score"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PATTERN = "part-*.parquet"  # of parts
+PATTERN = f"part-{'[0-9]' * 8}.parquet"  # of parts
 UNFINISHED = ".part-*.tmp"  # of what a process that was killed leaves behind
 
 
@@ -129,7 +129,7 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     Raises
     ------
     ValueError
-        A file is no Parquet file, is truncated, or lacks a column.
+        A file is no Parquet file, is truncated, lacks a column, or lies in `folder`.
     TypeError
         A column is of another type than in the first file, or that of sequences is none of lists.
     OSError
@@ -139,7 +139,9 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     empty: list[Part] = []
     schema = None
     for file in files:
-        source, footer = Stamp.of(file), footer_of(file)
+        source, footer = Stamp.of(Path(file).resolve()), footer_of(file)  # by one path, from wherever the work is resumed
+        if Path(folder).resolve() in (Path(file).absolute().parent.resolve(), Path(file).resolve().parent):
+            raise ValueError(f"{folder} has {Path(file).name} in it, which is to be read: choose another folder for what is written")
         try:
             found = scorer.schema(footer.schema.to_arrow_schema())
         except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ fastpack, with its extra `ray`, is installed on all machines.
 import functools
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 try:
@@ -81,6 +82,7 @@ def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
     """
     if not missing:
         return
+    job = job._replace(folder=str(Path(job.folder).absolute()))  # workers stand elsewhere
     from ray import data  # takes a second, and warns of Ray's own doings
 
     own = not ray.is_initialized()
@@ -104,5 +106,5 @@ def _write_one(row: dict[str, int], job: Job, missing: list[Part]) -> dict[str, 
     """Make one part; what goes wrong is told as a value, for an exception would end what other workers do at this time."""
     try:
         return {"rows": sum(parts.write(job, missing[row["part"]])), "error": ""}
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:
         return {"rows": 0, "error": parts.said(error)}

@@ -71,11 +71,13 @@ try:
     said["missing"] = [part.number for part in job.parts if not job.is_done(part)]
     said["last"] = [*fastpack.ray.write_parts(job, [], "auto"), *fastpack.ray.write_parts(job, [job.parts[3]], "auto")]
     # the command: all, what is missing (nothing), and a file that does not fit
-    command = [sys.executable, "-m", "fastpack", "score", "m.npz", *files, "--column", "x", "--keep", "id"]
+    pathlib.Path("elsewhere").mkdir()  # not where the workers are
+    inputs = [f"../{name}" for name in files]
+    command = [sys.executable, "-m", "fastpack", "score", "../m.npz", *inputs, "--column", "x", "--keep", "id"]
     command += ["--ray", ray.get_runtime_context().gcs_address]
     said["command"] = []
-    for more in (["-o", "command"], ["-o", "command"], ["-o", "bad", "bad.parquet"]):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=100)
+    for more in (["-o", "command"], ["-o", "command"], ["-o", "bad", "../bad.parquet"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=100, cwd="elsewhere")
         said["command"].append([done.returncode, done.stdout, done.stderr])
 finally:
     ray.shutdown()
@@ -144,7 +146,7 @@ def test_the_command_makes_on_a_cluster_what_it_makes_here(done: Done, monkeypat
     assert "255/255 rows" in first[1]
     assert "255 rows in 6 parts in command; " in first[1]
     assert "255 rows in 6 parts in command, 6 of them there already; " in again[1]
-    assert contents(done.folder / "command") == contents(done.folder / "here")
+    assert contents(done.folder / "elsewhere" / "command") == contents(done.folder / "here")
 
 
 def test_the_command_says_what_a_worker_says(done: Done) -> None:

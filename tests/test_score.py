@@ -143,6 +143,14 @@ def test_what_is_complete_is_not_made_again(job):
     assert files() == before
 
 
+def test_it_goes_on_from_another_folder(job, monkeypatch):
+    run(*job)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = [f"../{item}" if item == "out" or "." in item else item for item in job]
+    assert "5 parts in ../out, 5 of them there already" in run(*again).stdout
+
+
 CHANGES = {
     "model": lambda: np.savez("m.npz", **{name: value * 2 for name, value in weights(module()).items()}),
     "input": lambda: write(Path("a.parquet"), 45, seed=2),
@@ -200,6 +208,16 @@ def test_it_goes_on_after_being_killed(job):
     assert 6 <= complete < 31
     assert f"in 31 parts in out, {complete} of them there already" in run(*job).stdout
     check(parquet.read_table("out"), module(), pa.concat_tables([table(3000), table(25, seed=1)]))
+
+
+def test_files_of_others_stay(job):
+    Path("out").mkdir()
+    others = dict.fromkeys(("part-00000-ab12.snappy.parquet", "part-1.parquet", "_SUCCESS"), b"of another program")
+    for name, content in others.items():
+        Path("out", name).write_bytes(content)
+    for more in ([], ["--overwrite"]):
+        assert run(*job, *more).exit_code == 0
+        assert others.items() < files().items()
 
 
 # --- faults
@@ -320,6 +338,8 @@ def test_columns_of_other_types(job):
         ({"id": "id --keep-all"}, "give either --keep or --keep-all"),
         ({"id": "id --keep id"}, "column 'id' would be there twice"),
         ({"id": "id --result first"}, "results is 'first', but can only be 'last' or 'rows'"),
+        ({"out": "."}, ". has a.parquet in it, which is to be read: choose another folder for what is written"),
+        ({"out": "folder", "a.parquet": "link.parquet"}, "folder has link.parquet in it, which is to be read"),
         ({"out": "m.npz"}, "m.npz: File exists"),
         ({"out": "m.npz/out"}, "m.npz/out: Not a directory"),
         ({"--column": "--colum"}, "No such option"),
@@ -327,6 +347,8 @@ def test_columns_of_other_types(job):
 )
 def test_mistakes(job, change, message):
     Path("folder").mkdir()
+    Path("folder/there.txt").write_bytes(Path("a.parquet").read_bytes())
+    Path("link.parquet").symlink_to("folder/there.txt")
     for name in ("b.npz", "b.safetensors", "b.pt"):
         Path(name).write_bytes(b"nothing of the kind")
     np.savez("gru.npz", **weights(module("GRU"), "encoder."))
