@@ -20,7 +20,8 @@ from pyarrow import parquet
 from fastpack.scoring import Scorer
 from fastpack.storage import Stamp
 
-PART_ROWS = 1 << 16  # at least, where a file has as many
+PART_ROWS = 1 << 16  # row groups of a file make a part together until they have as many rows, or bytes
+PART_BYTES = 1 << 26
 FINGERPRINT = b"fastpack.score"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATTERN = f"part-{'[0-9]' * 8}.parquet"  # of parts
@@ -124,7 +125,7 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     folder : path
         Where the parts go.
     part_rows : int
-        A part gets row groups until it has as many rows.
+        A part gets row groups until it has as many rows, or `PART_BYTES` bytes.
 
     Raises
     ------
@@ -149,12 +150,12 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
         for name, kind, before in zip(found.names, found.types, (schema or found).types, strict=True):
             if kind != before:
                 raise TypeError(f"{file}: column {name!r} is of Arrow type {kind}, but of {before} in the files before")
-        schema, first, rows = schema or found, 0, 0
+        schema, first, rows, size = schema or found, 0, 0, 0
         for group in range(footer.num_row_groups):
-            rows += footer.row_group(group).num_rows
-            if rows >= part_rows or group == footer.num_row_groups - 1:
+            rows, size = rows + footer.row_group(group).num_rows, size + footer.row_group(group).total_byte_size
+            if rows >= part_rows or size >= PART_BYTES or group == footer.num_row_groups - 1:
                 (parts if rows else empty).append(Part(len(parts), source, first, group + 1, rows))
-                first, rows = group + 1, 0
+                first, rows, size = group + 1, 0, 0
         if not footer.num_row_groups:
             empty.append(Part(0, source, 0, 0, 0))
     return Job(scorer, model, str(folder), tuple(parts or empty[:1]))  # without any row: one part, which has the columns

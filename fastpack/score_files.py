@@ -64,6 +64,7 @@ def run(console: "Console", job: Job, missing: list[Part], address: str) -> None
             f"{parts.said(error)}; {complete} of {len(job.parts)} parts are complete and stay in {job.folder}: "
             "run the same command again to go on from there"
         ) from error
+    parts.remove_unfinished(job.folder)  # of workers that died
     before = len(job.parts) - len(missing)
     known = f", {before:,} of them there already" if before else ""
     took = f"{time.perf_counter() - begin:.1f} s"

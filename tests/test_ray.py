@@ -146,6 +146,7 @@ def test_the_command_makes_on_a_cluster_what_it_makes_here(done: Done, monkeypat
     assert "255/255 rows" in first[1]
     assert "255 rows in 6 parts in command; " in first[1]
     assert "255 rows in 6 parts in command, 6 of them there already; " in again[1]
+    assert (done.folder / "elsewhere" / "command" / "part-00000000.parquet").exists()
     assert contents(done.folder / "elsewhere" / "command") == contents(done.folder / "here")
 
 

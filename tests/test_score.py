@@ -87,6 +87,17 @@ def test_folders_are_read_by_name(job):
     assert parquet.read_table("out")["id"].to_pylist() == [*range(1000, 1025), *range(45)]
 
 
+def test_large_row_groups_are_parts_of_their_own(job, monkeypatch):
+    size = min(parquet.read_metadata("a.parquet").row_group(k).total_byte_size for k in range(4))
+    monkeypatch.setattr(parts, "PART_BYTES", size)
+    parts.plan.__kwdefaults__["part_rows"] = 1000
+    write(Path("b.parquet"), 25, seed=1, group=2)
+    assert run(*job).exit_code == 0
+    assert [parquet.read_metadata(path).num_rows for path in sorted(Path("out").iterdir())][:5] == [10, 10, 10, 10, 5]
+    assert len(list(Path("out").iterdir())) < 5 + 13
+    check(parquet.read_table("out"), module(), source())
+
+
 def test_files_without_rows(job):
     for name in ("empty.parquet", "a.parquet"):
         write(Path(name), 0)
