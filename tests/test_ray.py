@@ -4,12 +4,15 @@ Ray runs below a process of its own (it warns as it likes, and what it started e
 temporary folder: Ray keeps a token there.
 """
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +94,16 @@ class Done(NamedTuple):
     source: pa.Table
 
 
+def processes_of(folder: Path) -> list[int]:
+    """Return the processes whose home is this cluster's: where the system tells it, by its environment."""
+    home, found = f"HOME={folder / 'home'}".encode(), []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if home in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("cluster")
@@ -98,19 +111,33 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     np.savez(folder / "m.npz", **weights(module()))
     files = [write(folder / f"in{k}.parquet", 40 + k, seed=k).name for k in range(6)]
     parquet.write_table(pa.table({"id": [1], "x": [[[1.0]]]}), folder / "bad.parquet")
-    environment = clean_environment(PYTHONPATH=str(ROOT), HOME=str(folder / "home"), RAY_USAGE_STATS_ENABLED="0", COLUMNS="80")
-    with open(folder / "streams", "w+") as streams:  # no pipes: some process of Ray's might keep one open
-        process = subprocess.Popen(
-            [sys.executable, "-c", ON_CLUSTER, *files], env=environment, cwd=folder, stdout=streams, stderr=streams, start_new_session=True
+    # Ray's own files have to be at a short path, for there are sockets among them
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, open(folder / "streams", "w+") as streams:
+        environment = clean_environment(
+            PYTHONPATH=str(ROOT), HOME=str(folder / "home"), RAY_TMPDIR=short, RAY_USAGE_STATS_ENABLED="0", COLUMNS="80"
         )
+        process = subprocess.Popen([sys.executable, "-c", ON_CLUSTER, *files], env=environment, cwd=folder, stdout=streams, stderr=streams)
         try:
             process.wait(TIMEOUT)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        assert process.returncode == 0, (folder / "streams").read_text()
+            for pid in processes_of(folder) if process.poll() is None else ():  # it hangs, and so may what it started
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+    assert process.returncode == 0, (folder / "streams").read_text()
     return Done(folder, json.loads((folder / "said.json").read_text()), pa.concat_tables([table(40 + k, seed=k) for k in range(6)]))
+
+
+def test_nothing_of_a_cluster_is_left(done: Done) -> None:
+    environment = clean_environment(HOME=str(done.folder / "home"))
+    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE) as process:
+        seen, deadline = set(), time.monotonic() + 60
+        while Path("/proc").exists() and (process.pid not in seen or len(seen) > 1):  # Ray's own end seconds after it is shut down
+            assert time.monotonic() < deadline, seen
+            time.sleep(0.1)
+            seen = set(processes_of(done.folder))
+        process.communicate(b"\n")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
