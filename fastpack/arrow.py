@@ -183,7 +183,7 @@ def sequences(arrays: list[Any], name: str, nulls: str, recipe: Any) -> Column:
     """Return lists in several arrays of one type."""
     checks.choice(nulls, "nulls", NULLS)
     kind = arrays[0].type
-    if not _is_list(kind):
+    if not is_list(kind):
         raise TypeError(f"{name} is of Arrow type {kind}, but sequences are lists ({LISTS}) of numbers")
     arrays = [array for array in arrays if len(array)]
     if not arrays:
@@ -257,7 +257,7 @@ def _rows(array: Any, name: str) -> Array:
         raise ValueError(f"{name} has a null within a row of values: fill it")
     if isinstance(array, pa.ExtensionArray):
         return _rows(array.storage, name)
-    if not _is_list(array.type):
+    if not is_list(array.type):
         return _items(array, name)
     count, (bounds, first, child) = len(array), _bounds(array)
     starts, ends = (bounds[:-1], bounds[1:]) if bounds.ndim == 1 else bounds.T
@@ -336,9 +336,10 @@ def as_numpy(array: Any, name: str) -> Array:
     return _rows(arrays[0], name)
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
     if isinstance(kind, pa.ExtensionType):
-        return _is_list(kind.storage_type)
+        return is_list(kind.storage_type)
     tests: Sequence[Callable[[Any], bool]] = (
         _types.is_list,
         _types.is_large_list,

@@ -1,4 +1,4 @@
-"""The command line: `fastpack demo`, `explain`, `plan`, `info` and `compile`.
+"""The command line: `fastpack demo`, `explain`, `plan`, `score`, `info` and `compile`.
 
 A command reads its arguments, says what is wrong with them in one line, and hands over: exit code 2 for a mistake of the
 user's, 1 where something is missing or fails, 130 after Ctrl-C.
@@ -209,6 +209,52 @@ def plan(
         except OSError as error:  # the disk is full by now
             fail("plan", str(error), 1)
         console.print(f"drawn in {escape(str(png))}", soft_wrap=True)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="A state dict: .npz, .safetensors; or .pt, which needs torch.", show_default=False)],
+    inputs: Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
+    column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
+    result: Annotated[list[str] | None, typer.Option(help="last (states), rows (of every step); repeatable.  [default: last]")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="A column to keep; repeatable.", show_default=False)] = None,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep all columns.")] = False,
+    prefix: Annotated[str, typer.Option(help="What stands before the weights' names, as encoder.rnn.", show_default=False)] = "",
+    nonlinearity: Annotated[str, typer.Option(help="Of an RNN: tanh or relu.", show_default=False)] = "",
+    threads: Annotated[int, typer.Option(min=1, help="Threads, of each worker.")] = 1,
+    ray: Annotated[str, typer.Option(help="Run on this Ray cluster: host:port, auto, or local.", show_default=False)] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove another model's or input's parts from the folder.")] = False,
+) -> None:
+    """Run a layer along the sequences in Parquet files. Interrupted, it goes on where it was when run again."""
+    if keep and keep_all:
+        fail("score", "give either --keep or --keep-all")
+    need("score", "pyarrow", "arrow")
+    extra = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch"}.get(model.suffix.lower())
+    if extra:
+        need("score", extra, extra)
+    if ray:
+        need("score", "ray", "ray")
+    need_kernels("score")
+    from fastpack import model_file, parts, score_files
+    from fastpack.scoring import Scorer
+
+    try:
+        found = model_file.read(model, prefix, nonlinearity)
+    except (OSError, TypeError, ValueError) as error:
+        fail("score", f"MODEL {model}: {getattr(error, 'strerror', None) or error}")
+    try:
+        files = parts.inputs(inputs)
+        names = parts.columns(files[0]) if keep_all else keep or []
+        scorer = Scorer(found.layer, column, tuple(result or ["last"]), tuple(names), threads)
+        job = parts.plan(files, scorer, found.digest, output)
+        missing = score_files.prepare(job, overwrite)
+    except (TypeError, ValueError, OSError) as error:
+        fail("score", parts.said(error))
+    try:
+        score_files.run(new_console(), job, missing, ray)
+    except score_files.UnfinishedError as error:
+        fail("score", str(error), 1)
 
 
 @app.command()

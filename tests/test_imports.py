@@ -15,10 +15,18 @@ ROOT = Path(machine.PACKAGE)
 # modules of the NumPy level, present and planned, lowest first
 NUMPY_LEVEL = [
     *("layout", "headers", "checks", "moves", "packed", "packing", "sequences"),
-    *("cells", "weights", "threads", "recurrent", "sampling", "storage", "npz", "arrow", "parquet"),
+    *("cells", "weights", "threads", "recurrent", "sampling", "storage", "npz", "arrow", "parquet", "scoring", "parts", "ray"),
 ]
 REFERENCE = ["reference", "reference_layers"]
-PROGRAM = ["cli", "about", "lengths_file", "demo", "__main__"]  # what runs as a program: it may import anything
+PROGRAM = [
+    "cli",
+    "about",
+    "lengths_file",
+    "model_file",
+    "score_files",
+    "demo",
+    "__main__",
+]  # what runs as a program: it may import anything
 
 
 class Rule(NamedTuple):
@@ -46,7 +54,8 @@ RULES = [
     Rule("the compiler is for the fallback", ["fastpack.compiler"], ours("fallback", "compiler")),
     Rule("the fallback is for the machine", ["fastpack.fallback"], ours("machine", *PROGRAM)),
     Rule("typer, rich and matplotlib are for programs and drawings", ["typer", "rich", "matplotlib"], ours("show", *PROGRAM)),
-    Rule("pyarrow is for arrow and parquet", ["pyarrow"], ours("arrow", "parquet")),
+    Rule("pyarrow is for tables and files of them", ["pyarrow"], ours("arrow", "parquet", "scoring", "parts")),
+    Rule("ray is for fastpack.ray", ["ray", "fastpack.ray"], ours("ray", *PROGRAM)),
     Rule("blocks are plain names", ["fastpack", "numpy"], [], ours("blocks")),
     Rule("the machine knows nothing of arrays' rules", ["fastpack"], [], ours("machine"), ours("blocks", "fallback")),
     Rule(
@@ -129,6 +138,8 @@ def test_rules_of_import(rule: Rule) -> None:
         ("the fallback is for", "fastpack.packing", "from fastpack import fallback"),
         ("typer, rich", "fastpack.packed", "from rich.text import Text"),
         ("pyarrow is for", "fastpack.packing", "import pyarrow as pa"),
+        ("ray is for", "fastpack.scoring", "import ray"),
+        ("ray is for", "fastpack.parts", "from fastpack import ray"),
         ("pyarrow is for", "fastpack.torch.fields", "def f():\n    import pyarrow"),
         ("blocks are plain", "fastpack.blocks", "import numpy as np"),
         ("the machine knows", "fastpack.machine", "from fastpack.checks import address"),
