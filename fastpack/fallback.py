@@ -82,7 +82,9 @@ def load(level: str, reason: str) -> Library:
     with machine.uninterrupted_by_fork:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
+        # All sections in one piece of memory: LLVM aborts the process where it gets two more than 2 GB apart from each other
+        target = llvm.Target.from_default_triple().create_target_machine()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target, use_lmm=True)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         addresses = {name: engine.get_function_address(symbol(block)) for name, block in kernel_blocks().items()}

@@ -315,3 +315,27 @@ def test_the_hosts_own_level_runs(good_code: bytes, tmp_path: Path, monkeypatch:
     for k, back in enumerate(fastpack.unpack(fastpack.pack_padded(padded, lengths))):
         np.testing.assert_array_equal(back, sequences[k])
     assert machine.library().level == level
+
+
+# holes too small for all of the code at once, and far apart; with `any` each section goes where there is room for it
+IN_PIECES = """
+import mmap, sys
+import llvmlite.binding as llvm
+from fastpack import machine
+create = llvm.create_mcjit_compiler
+if sys.argv[1] == "any":
+    llvm.create_mcjit_compiler = lambda module, target, use_lmm: create(module, target, use_lmm=False)
+holes, between = zip(*[(mmap.mmap(-1, 256 << 10), mmap.mmap(-1, 4 << 30)) for _ in range(20)])
+for hole in holes:
+    hole.close()
+print(machine.library().reason)
+"""
+
+
+def test_kernels_are_loaded_where_free_memory_is_in_pieces(child: Child, good_code: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
+    fallback._write(tmp_path / "cache" / fallback.cache_name(LEVEL), good_code)
+    settings = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": tmp_path / "cache"}
+    assert child(IN_PIECES, "one", **settings).endswith("compiled here\n")
+    if sys.platform == "linux" and os.uname().machine == "x86_64":
+        assert "isInt<32>" in child(IN_PIECES, "any", status=-signal.SIGABRT, **settings)
