@@ -18,6 +18,7 @@ FILES = [
     *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
     *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py"),
 ]
+LOADED = ["test_packing.py", "test_recurrent.py", "test_recurrent_backward.py"]  # of code that differs only in how it is loaded
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed
 REPORT = """
@@ -55,7 +56,8 @@ def outcomes(good_code: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict
     settings["jit"] = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": str(cache / "kernels")}
     with ThreadPoolExecutor(2) as pool:
         bases = [tmp_path_factory.mktemp(name) for name in settings]
-        runs = [pool.submit(run_tests, base, *FILES, **setting) for base, setting in zip(bases, settings.values(), strict=True)]
+        files = [LOADED if name == "jit" else FILES for name in settings]
+        runs = [pool.submit(run_tests, base, *names, **settings[name]) for base, names, name in zip(bases, files, settings, strict=True)]
         return {name: run.result() for name, run in zip(settings, runs, strict=True)}
 
 
