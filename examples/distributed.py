@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader
 
 import fastpack
 from fastpack import TokenBudgetBatchSampler
-from fastpack.torch import LSTM, RaggedDataset
+from fastpack.torch import LSTM, RaggedDataset, loader
 
 RECORDINGS = Path(fastpack.__file__).parent / "data" / "japanese_vowels.npz"
 FEATURES, HIDDEN, SPEAKERS = 12, 32, 9
@@ -63,11 +62,6 @@ class Model(nn.Module):
         return scores
 
 
-def as_it_is(batch: Any) -> Any:
-    """Collate nothing: the data set gathers whole batches, packed."""
-    return batch
-
-
 def train(folder: Path, epochs: int) -> None:
     """Train as one of several processes, which have found each other."""
     torch.manual_seed(0)
@@ -75,13 +69,13 @@ def train(folder: Path, epochs: int) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     dataset = RaggedDataset.from_parquet(folder / "train.parquet", "frames", "speaker")
     sampler = TokenBudgetBatchSampler(dataset.lengths, MAX_TOKENS, rank=rank, world_size=ranks)
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=as_it_is)
+    batches_of_epoch = loader(dataset, batch_sampler=sampler, num_threads=1)  # gathered while the layer is at work
     model = DistributedDataParallel(Model())
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         batches, steps, total = 0, 0, torch.zeros(2, dtype=torch.float64)  # loss and sequences
-        for packed, speaker in loader:
+        for packed, speaker in batches_of_epoch:
             loss = nn.functional.cross_entropy(model(packed), speaker, reduction="sum")
             both = torch.tensor([loss.item(), len(speaker)], dtype=torch.float64)
             dist.all_reduce(both)

@@ -166,7 +166,7 @@ def explain(
 
 @app.command()
 def plan(
-    file: Annotated[str, typer.Argument(help="Lengths: .npy, .npz (lengths or offsets), or text, one a line.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="Lengths: .npy, .npz (lengths or offsets), .parquet, or text.", show_default=False)],
     max_tokens: Annotated[int | None, typer.Option(help="The most real steps of a batch.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a batch, in place of --max-tokens.", show_default=False)] = None,
     max_sequences: Annotated[int | None, typer.Option(help="The most sequences of a batch.", show_default=False)] = None,
@@ -175,6 +175,7 @@ def plan(
     ranks: Annotated[int, typer.Option(help="Processes that share the data.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     offsets: Annotated[bool, typer.Option("--offsets", help="The file holds offsets, 0 and where each sequence ends.")] = False,
+    column: Annotated[str, typer.Option(help="Of a .parquet: its column of lists, or of lengths.", show_default=False)] = "",
     png: Annotated[Path | None, typer.Option(help="Draw it into this file, too: png, pdf or svg.", show_default=False)] = None,
 ) -> None:
     """Tell what a batch sampler makes of a data set: padding spared, sizes of batches, balance of ranks."""
@@ -183,12 +184,14 @@ def plan(
     if png is not None:
         check_writable("plan", "--png", png)
         need("plan", "matplotlib", "plot")
+    if Path(file).suffix.lower() == ".parquet":
+        need("plan", "pyarrow", "arrow")
     need_kernels("plan")
     from fastpack import lengths_file, show
     from fastpack.sampling import BatchSampler, BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler
 
     try:
-        lengths = lengths_file.read(file, offsets)
+        lengths = lengths_file.read(file, offsets, column)
     except (OSError, TypeError, ValueError, OverflowError) as error:
         fail("plan", f"{file}: {getattr(error, 'strerror', None) or error}")
     try:

@@ -1,4 +1,4 @@
-"""Files of lengths, for the command line: text, .npy and .npz."""
+"""Files of lengths, for the command line: text, .npy, .npz, and Parquet."""
 
 import zipfile
 from collections.abc import Callable
@@ -14,8 +14,8 @@ MOST = 2**61  # steps, of all sequences together
 TOO_MUCH = f"but there can be at most {MOST:,} steps"
 
 
-def read(file: str, as_offsets: bool = False) -> Int64Array:
-    """Return the lengths in a file, by its suffix; any other than those in `READERS` is text.
+def read(file: str, as_offsets: bool = False, column: str = "") -> Int64Array:
+    """Return the lengths in a file, by its suffix; any other than .parquet and those in `READERS` is text.
 
     Raises
     ------
@@ -25,7 +25,14 @@ def read(file: str, as_offsets: bool = False) -> Int64Array:
         What is in it are no lengths, or, if `as_offsets`, no offsets.
     """
     path = Path(file)
-    name, found = READERS.get(path.suffix.lower(), _from_text)(path)
+    if path.suffix.lower() == ".parquet":
+        from fastpack import parquet
+
+        name, found = "lengths", parquet.lengths_of(path, column)
+    elif column:
+        raise ValueError(f"no Parquet file, so there is no column {column!r} in it")
+    else:
+        name, found = READERS.get(path.suffix.lower(), _from_text)(path)
     if as_offsets or name == "offsets":
         offsets = checks.integers(found, "offsets")
         return np.diff(checks.offsets(offsets, int(offsets[-1]) if len(offsets) else 0))

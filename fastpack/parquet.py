@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from fastpack import checks
-from fastpack.arrow import Column, chosen, sequences
-from fastpack.checks import Int64Array, address
+from fastpack.arrow import Column, chosen, is_list, sequences
+from fastpack.checks import Array, Int64Array, address
 from fastpack.layout import measure_lengths
 from fastpack.moves import Source
 from fastpack.storage import Located, Recipe, Stamp, copied
@@ -45,6 +45,10 @@ class Files:
             return parquet.read_metadata(stamp.path)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{stamp.path} is no Parquet file, or is truncated: {error}") from error
+
+    def lists(self) -> list[str]:
+        """Return the names of the columns of lists, as the first file has them."""
+        return [field.name for field in self._footers[0].schema.to_arrow_schema() if is_list(field.type)]
 
     def kind(self, name: str) -> Any:
         """Return the Arrow type of a column, the same in all files.
@@ -162,6 +166,35 @@ class Decoded:
                 break
             self._kept.pop(other, None)
         return column
+
+
+def lengths_of(path: Any, column: str = "") -> Array:
+    """Return how long the lists of a column are, of the only one that has lists if none is named; or its integers, as they are.
+
+    Raises
+    ------
+    ValueError
+        The file is no Parquet file, or has no row; a column is to be named, is missing, or is null in a row.
+    TypeError
+        The column is of neither.
+    """
+    opened = Files(path)
+    lists = opened.lists()
+    if not column and len(lists) != 1:
+        raise ValueError(f"has the columns of lists {', '.join(map(repr, lists)) or 'none'}: choose one column, by --column")
+    name = column or lists[0]
+    kind = opened.kind(name)
+    if not (is_list(kind) or pa.types.is_integer(kind)):
+        raise TypeError(f"column {name!r} is of Arrow type {kind}, but lengths are those of lists, or integers")
+    pieces = []
+    for group in range(len(opened.groups)):  # one at a time: what is in the lists takes far more memory than how long they are
+        found = opened.read(group, name).column(name)
+        pieces += (compute.list_value_length(found) if is_list(kind) else found).chunks
+    counted = pa.chunked_array(pieces)
+    if counted.null_count:
+        raise ValueError(f"column {name!r} is null in row {compute.index(counted.is_null(), True).as_py()}: a length is 0 or more")
+    found_lengths: Array = counted.to_numpy()
+    return found_lengths
 
 
 def _listed(paths: Any) -> list[Any]:

@@ -3,7 +3,9 @@
 from io import StringIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from rich.console import Console
 
 from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler, lengths_file, show
@@ -116,9 +118,44 @@ def test_every_kind_of_file_holds_the_same_lengths(tmp_path, npy):
         assert np.array_equal(found, LENGTHS)
 
 
+KINDS = [pa.list_(pa.int32()), pa.large_list(pa.string()), pa.list_(pa.list_(pa.float32(), 2))]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_lists_of_a_parquet_file_have_lengths(tmp_path, kind):
+    value = {pa.int32(): 7, pa.string(): "a"}.get(kind.value_type, [1.0, 2.0])
+    counts = [*LENGTHS[:40].tolist(), 0]
+    table = pa.table({"name": ["x"] * 41, "tokens": pa.array([[value] * count for count in counts], kind), "frames": counts})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=9)
+    for column, wanted in (("", counts), ("tokens", counts), ("frames", counts)):
+        found = lengths_file.read(str(tmp_path / "a.parquet"), column=column)
+        assert (found.dtype, found.tolist()) == (np.int64, wanted)
+    assert lines_of(run("plan", tmp_path / "a.parquet", "--max-tokens", 4096))[0].startswith("41 sequences, ")
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"a": [[1]], "b": [[2]]}, (), "has the columns of lists 'a', 'b': choose one column, by --column"),
+        ({"a": [1]}, (), "has the columns of lists none: choose one column, by --column"),
+        ({"a": [[1]]}, ("--column", "b"), "column 'b' is missing"),
+        ({"a": ["x"]}, ("--column", "a"), "column 'a' is of Arrow type string, but lengths are those of lists, or integers"),
+        ({"a": [[1], None]}, (), "column 'a' is null in row 1"),
+        ({"a": [3, -1]}, ("--column", "a"), "lengths[1] is -1"),
+        ({"a": pa.array([], pa.list_(pa.int8()))}, (), "has no row"),
+        (None, (), "is no Parquet file, or is truncated"),
+    ],
+)
+def test_parquet_files_that_hold_no_lengths(tmp_path, columns, options, message):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1") if columns is None else parquet.write_table(pa.table(columns), path)
+    assert message in one_line(run("plan", path, "--max-tokens", 9, *options), 2)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
+        ("a.txt", "1 2", ("--column", "a"), "a.txt: no Parquet file, so there is no column 'a' in it"),
         ("a.txt", "3\n4\nx\n", (), "a.txt: entry 3 (line 3) is 'x', not a whole number"),
         ("a.txt", "3\n-4\n", (), "entry 2 (line 2) is '-4', but a length is 0 or more"),
         ("a.txt", "9" * 30, (), "but there can be at most 2,305,843,009,213,693,952 steps"),

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from fastpack import checks
+from fastpack.sampling import TokenBudgetStream
 from fastpack.torch import transit
 from fastpack.torch.collate import PackCollate
 from fastpack.torch.prefetch import Prefetching
@@ -39,7 +40,7 @@ def loader(
     dataset : Dataset, IterableDataset or iterable
         As for DataLoader. An iterable that is no such dataset, such as a `TokenBudgetStream`, is read by one process alone.
     batch_size : int, optional
-        None where the dataset itself gives lists of samples, or batches.
+        None where the dataset itself gives lists of samples, as a `TokenBudgetStream` does, or batches.
     num_workers : int
         The number of worker processes.
     num_threads : int
@@ -66,7 +67,8 @@ def loader(
     Raises
     ------
     ValueError
-        As DataLoader; there are both workers and threads; or many workers would each read the whole of an iterable.
+        As DataLoader; there are both workers and threads; a `TokenBudgetStream` would be batched again; or many workers would
+        each read the whole of an iterable.
     TypeError
         `num_threads` is no integer.
 
@@ -114,6 +116,8 @@ class Loader(DataLoader[Any]):
             raise ValueError(
                 f"num_threads is {count} and num_workers {num_workers}, but batches are made by threads or by worker processes"
             )
+        if isinstance(dataset, TokenBudgetStream) and batch_size is not None:
+            raise ValueError(f"batch_size is {batch_size}, but a TokenBudgetStream gives batches, not samples: pass batch_size=None")
         if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__") or isinstance(dataset, IterableDataset)):
             dataset = _Stream(dataset)
             if num_workers > 1:

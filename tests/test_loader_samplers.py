@@ -1,0 +1,93 @@
+"""Data sets, collate, samplers and loader together: the same batches by each way, each sequence once, within budget."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler, TokenBudgetStream
+from fastpack.torch import PackCollate, RaggedDataset, loader, unpack_sequence
+from tests.torch_oracle import assert_packed
+
+LENGTHS = np.random.default_rng(0).integers(1, 30, 60)
+OFFSETS = np.cumsum([0, *LENGTHS])
+FRAMES = torch.from_numpy(np.random.default_rng(1).normal(size=(OFFSETS[-1], 3)).astype(np.float32))
+TAGS = torch.arange(len(FRAMES))
+BUDGET = 90
+PARTS = np.cumsum([0, *LENGTHS[::-1]])  # of a field whose sequences are of other lengths
+WAYS = [{}, {"num_threads": 2}, {"num_workers": 1}]
+
+
+def stored(**per_sequence: Any) -> RaggedDataset:
+    """Return a data set of two fields of the same lengths and one of others."""
+    offsets = {"frames": OFFSETS, "tags": OFFSETS, "other": PARTS}
+    return RaggedDataset({"frames": FRAMES, "tags": TAGS, "other": FRAMES[:, 0]}, offsets, **per_sequence)
+
+
+def assert_same_batch(found: Any, wanted: Any) -> None:
+    assert type(found) is type(wanted)
+    for name in ("frames", "tags", "other"):
+        assert_packed(getattr(found, name), getattr(wanted, name))
+    assert torch.equal(found.label, wanted.label)
+    assert torch.equal(found.box, wanted.box)
+    assert found.name == wanted.name
+
+
+@pytest.mark.parametrize("indices", [[3, 1, 7, 0], [5], [2, 2, 9], list(range(60))], ids=len)
+def test_samples_collated_are_the_batch_that_is_gathered(indices: list[int]) -> None:
+    names = [f"recording {k}" for k in range(60)]
+    dataset = stored(label=np.arange(60), box=np.arange(120.0).reshape(60, 2), name=names)
+    packed = PackCollate(["frames", "tags", "other"])
+    assert_same_batch(packed([dataset[i] for i in indices]), dataset.__getitems__(indices))
+    alone = RaggedDataset(FRAMES, OFFSETS)
+    assert_packed(PackCollate()([alone[i] for i in indices]), alone.__getitems__(indices))
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [LengthGroupedBatchSampler(LENGTHS, 8), TokenBudgetBatchSampler(LENGTHS, BUDGET), BinPackingBatchSampler(LENGTHS, BUDGET)],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_a_loader_takes_batches_of_samplers(sampler: Any, options: dict[str, int]) -> None:
+    dataset = RaggedDataset(FRAMES, OFFSETS, label=np.arange(60))
+    assert np.array_equal(dataset.lengths, LENGTHS)
+    batches = loader(dataset, batch_sampler=sampler, **options)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        wanted = list(sampler)
+        found = list(batches)
+        assert len(batches) == len(wanted)
+        for (packed, label), indices in zip(found, wanted, strict=True):
+            assert label.tolist() == indices
+            assert_packed(packed, dataset.__getitems__(indices)[0])
+        assert sorted(k for _, label in found for k in label.tolist()) == list(range(60))
+
+
+def samples() -> list[tuple[torch.Tensor, int]]:
+    return [(FRAMES[start:end], k) for k, (start, end) in enumerate(zip(OFFSETS[:-1].tolist(), OFFSETS[1:].tolist(), strict=True))]
+
+
+def steps(sample: tuple[torch.Tensor, int]) -> int:
+    return len(sample[0])
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_a_loader_takes_a_stream_within_budget(options: dict[str, int]) -> None:
+    stream = TokenBudgetStream(samples(), BUDGET, length=steps, buffer_size=25)
+    found = list(loader(stream, batch_size=None, **options))
+    assert [label.tolist() for _, label in found] == [[k for _, k in batch] for batch in stream]
+    assert sorted(k for _, label in found for k in label.tolist()) == list(range(60))
+    for packed, label in found:
+        assert len(packed.data) <= BUDGET
+        for sequence, k in zip(unpack_sequence(packed), label.tolist(), strict=True):
+            assert torch.equal(sequence, FRAMES[OFFSETS[k] : OFFSETS[k + 1]])
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_threads": 1}])
+def test_batches_of_a_stream_are_not_batched_again(options: dict[str, int]) -> None:
+    """As lists of lists of samples they would be taken for one sample, whose fields are sequences."""
+    stream = TokenBudgetStream(samples(), BUDGET, length=steps)
+    with pytest.raises(ValueError, match=r"^batch_size is \d, but a TokenBudgetStream gives batches, not samples: pass batch_size=None$"):
+        loader(stream, **options)
