@@ -14,12 +14,12 @@ from fastpack.kernels import gradient
 from fastpack.kernels.along import copy_starts, factors_of, multiply
 from fastpack.kernels.gradient import Sizes, cell_gradient
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
+from fastpack.kernels.memory import advance, as_items, as_table, is_null, item_bytes_of
 from fastpack.kernels.panels import saved_of, shape_of
 from fastpack.kernels.products import WIDTH, Factors, Soon, Target
-from fastpack.kernels.shares import Batch, Rows, move_on, own_row, own_rows, step_after
+from fastpack.kernels.shares import Batch, Rows, hand_back, locate, move_on, own_row, own_rows, step_after, take_up
 from fastpack.kernels.simd import VECTOR
-from fastpack.kernels.team import Team, do_phase
+from fastpack.kernels.team import do_phase, run_shares
 
 
 class Call(NamedTuple):
@@ -92,18 +92,6 @@ class Weights(NamedTuple):
 
 
 @helper
-def begin_carry(units, given):
-    batch, carry, d_c_n = given
-    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
-    for i in range(own_rows(batch, batch.B)):
-        if is_null(d_c_n):
-            for k in range(first, last):
-                carry[i][k] = 0
-        else:
-            copy_items(carry[i], advance(d_c_n, batch.sorted_indices[own_row(batch, i)] * units.width), first, last)
-
-
-@helper
 def product(first, last, n, later, table, factors, target, soon, back):
     # of the first `later` of a step's n rows the products, added to the starts; of the others the starts alone
     multiply(first, last, later, table, factors, target, soon, back)
@@ -151,27 +139,6 @@ def run_states(units, given):
 
 
 @helper
-def end_carry(units, given):
-    batch, carry, d_c_0 = given
-    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
-    for i in range(own_rows(batch, batch.B)):
-        copy_items(advance(d_c_0, batch.sorted_indices[own_row(batch, i)] * units.width), carry[i], first, last)
-
-
-@helper
-def locate(table, n, batch, rows, t_first):
-    # the addresses of a share's n rows of the step whose first row is number `t_first`, of packed rows
-    for i in range(n):
-        table[i] = advance(rows.rows, (t_first + own_row(batch, i)) * rows.row)
-
-
-@helper
-def locate_at(table, n, batch, rows, step):
-    for i in range(n):
-        table[i] = advance(step, own_row(batch, i) * rows.row)
-
-
-@helper
 def locate_starts(batch, n, later, given, step, room, P):
     # The gradients of a step's output. Where a sequence ends, that of its last state joins them.
     for i in range(n):
@@ -192,13 +159,13 @@ def locate_starts(batch, n, later, given, step, room, P):
 def locate_states(batch, n, t, step, given, room, H):
     # The states after this step, and those before it: of the step before or, where a sequence begins, the initial ones.
     states, rows = given.states, room.rows
-    locate_at(rows.after, n, batch, states, step)
+    locate(rows.after, n, batch, states, step)
     before, continued = t + 1 if batch.reverse else t - 1, 0
     if 0 <= before < batch.T:
         continued = min(n, own_rows(batch, batch.batch_sizes[before]))
         size = batch.batch_sizes[t if batch.reverse else before]
         items = states.step if states.step else states.row * size
-        locate_at(rows.before, continued, batch, states, advance(step, items if batch.reverse else -items))
+        locate(rows.before, continued, batch, states, advance(step, items if batch.reverse else -items))
     for i in range(continued, n):
         index = batch.sorted_indices[own_row(batch, i)]
         rows.before[i] = room.zeros if is_null(given.state_0) else advance(given.state_0, index * H)
@@ -223,7 +190,7 @@ def run_share(weights, batch, team, given, wanted, room):
     P, H, rows, lanes = weights.P, weights.sizes.H, room.rows, VECTOR // item_bytes_of(room.zeros)
     later_slot = lanes if weights.sizes.cell == blocks.GRU else 0  # past n over x
     is_projected = weights.sizes.is_projected
-    phase = do_phase(team, 0, H, lanes, begin_carry, (batch, rows.carry, given.d_c_n))
+    phase = do_phase(team, 0, H, lanes, take_up, (batch, rows.carry, given.d_c_n))
     into_dh = Target(room.starts, lanes, rows.dh, lanes, H)
     into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
     against = Batch(batch.sorted_indices, batch.batch_sizes, batch.B, batch.T, 1 - batch.reverse, batch.share, batch.shares)
@@ -235,11 +202,11 @@ def run_share(weights, batch, team, given, wanted, room):
         later = min(later, n)
         locate_starts(batch, n, later, given, d_out_step, room, P)
         locate_states(batch, n, t, state_step, given, room, H)
-        locate(rows.gates, n, batch, given.gates, row)
-        locate(rows.d_sums, n, batch, wanted.d_sums, row)
+        locate(rows.gates, n, batch, given.gates, advance(given.gates.rows, row * given.gates.row))
+        locate(rows.d_sums, n, batch, wanted.d_sums, advance(wanted.d_sums.rows, row * wanted.d_sums.row))
         if is_projected:
-            locate(room.projected, n, batch, wanted.d_projected, row)
-            locate(rows.unprojected, n, batch, wanted.unprojected, row)
+            locate(room.projected, n, batch, wanted.d_projected, advance(wanted.d_projected.rows, row * wanted.d_projected.row))
+            locate(rows.unprojected, n, batch, wanted.unprojected, advance(wanted.unprojected.rows, row * wanted.unprojected.row))
             phase = do_phase(team, phase, P, lanes, run_projected, (n, later, room, weights, into_projection, t % 2))
             for i in range(n):
                 room.starts[i] = room.zeros
@@ -257,7 +224,7 @@ def run_share(weights, batch, team, given, wanted, room):
         target = Target(room.starts, lanes, rows.dh, lanes, P)
         phase = do_phase(team, phase, P, lanes, run_states, (begun, own_rows(batch, batch.B), room, weights, target))
     if not is_null(wanted.d_c_0):
-        do_phase(team, phase, H, lanes, end_carry, (batch, rows.carry, wanted.d_c_0))
+        do_phase(team, phase, H, lanes, hand_back, (batch, rows.carry, wanted.d_c_0))
 
 
 @helper
@@ -320,13 +287,5 @@ def recur_backward(
     states = out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates
     given = d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n
     call = Call(cell, H, P, panels, projection, N, *states, *given, d_sums, d_projected, unprojected, d_h_0, d_c_0)
-    together = not is_null(arrivals)
-    for share in range(begin, begin + 1 if together else end):
-        own = advance(workspace, share * workspace_bytes)
-        common = workspace if together else own
-        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
-        team = Team(arrivals, begin, end, shares)
-        if item_bytes == 4:
-            run_call(call, batch, team, as_float32(own), as_float32(common))
-        else:
-            run_call(call, batch, team, as_float64(own), as_float64(common))
+    layout = sorted_indices, batch_sizes, B, T, reverse
+    run_shares(run_call, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)

@@ -81,7 +81,7 @@ class Place:
 def _apply(cell: Cell, place: Place, sizes: Sizes, j: Any, units: Any, mask: Any) -> None:
     """Read what `units` units need, apply the formula, write. Under a mask all that is read beyond them is 0, and so are the results."""
     builder, memory = place.builder, place.memory
-    zero = Vector(builder, ir.Constant(memory.kind.vector, [0.0] * memory.kind.lanes), memory.kind)
+    zero = memory.zero
 
     def load(name: str) -> Vector:
         return memory.load(place.unit_of(name), mask)

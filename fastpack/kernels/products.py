@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from fastpack.blocks import LINEAR
 from fastpack.kernels.cells import CELLS
-from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, number, own_function, switch
+from fastpack.kernels.simd import REGISTER, Float, Memory, Vector, float_of, loop, number, own_function, switch
 from fastpack.kernels.tile import EARLY, ROWS, Tile, unpack
 
 WIDTH = 4  # the most vectors of a row tile
@@ -70,15 +70,20 @@ def row_tile(
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         rows, width, *others = args
-
-        def call(blocks: int) -> None:
-            emit = partial(_rows, kind, blocks)
-            own_function(builder, f"rows_{blocks}_{kind.bits}", "noinline", [rows, *others], ir.VoidType(), emit)
-
-        switch(builder, width, {blocks: partial(call, blocks) for blocks in range(1, WIDTH + 1)})
+        _by_width(builder, kind, width, WIDTH, _rows, [rows, *others])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, table, types.int64, factors, stretch, target, soon, types.int64), codegen
+
+
+def _by_width(builder: ir.IRBuilder, kind: Float, width: Any, most: int, write: Callable[..., None], given: list[Any]) -> None:
+    """Write a function for each width from 1 to `most`, and the choice between them."""
+
+    def call(vectors: int) -> None:
+        emit = partial(write, kind, vectors)
+        own_function(builder, f"{write.__name__}_{vectors}_{kind.bits}", "noinline", given, ir.VoidType(), emit)
+
+    switch(builder, width, {vectors: partial(call, vectors) for vectors in range(1, most + 1)})
 
 
 def _rows(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
@@ -121,8 +126,7 @@ def _along(
 ) -> list[Vector]:
     """Return the sums of products along a stretch of the rows: of each whole panel one run, of the last one a run a gate."""
     builder, memory, lanes = tile.builder, tile.memory, tile.kind.lanes
-    zero = Vector(builder, ir.Constant(tile.kind.vector, [0.0] * lanes), tile.kind)
-    zeros = [zero] * (tile.rows * tile.blocks)
+    zeros = [memory.zero] * (tile.rows * tile.blocks)
 
     def body(q: Any, sums: list[Vector]) -> list[Vector]:
         fetch(q)
@@ -148,12 +152,7 @@ def pair_tile(_typing: Any, rows: Any, width: Any, table: Any, factors: Any, str
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         rows, width, *others = args
-
-        def call(blocks: int) -> None:
-            emit = partial(_pairs, kind, blocks)
-            own_function(builder, f"pairs_{blocks}_{kind.bits}", "noinline", [rows, *others], ir.VoidType(), emit)
-
-        switch(builder, width, {blocks: partial(call, blocks) for blocks in range(1, WIDTH + 1)})
+        _by_width(builder, kind, width, WIDTH, _pairs, [rows, *others])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, table, factors, stretch, target, types.int64), codegen
@@ -187,41 +186,12 @@ def _pairs(kind: Float, blocks: int, builder: ir.IRBuilder, *args: Any) -> None:
 
             return loop(builder, number(0), factors.run, sums, step)
 
-        zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
-        sums = loop(builder, stretch.first, stretch.last, [zero] * (2 * sums_of_one), run)
+        sums = loop(builder, stretch.first, stretch.last, [tile.memory.zero] * (2 * sums_of_one), run)
         starts = [at(place, builder.mul(j, target.start_block)) for place in tile.pointers(target.starts, number(0))]
         outs = [at(place, builder.mul(j, target.out_block)) for place in tile.pointers(target.outs, number(0))]
         _whole_or_part(tile, sums, left, partial(_add, tile, starts, target.start_block, outs, target.out_block))
 
     switch(builder, rows, {count: partial(emit, count) for count in range(1, FEW + 1)})
-
-
-def loop(builder: ir.IRBuilder, first: Any, last: Any, vectors: list[Vector], body: Any) -> list[Vector]:
-    """Write a loop from `first` up to `last`, and return what `body`, given the counter and the vectors, made of them."""
-    before, head, done = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("loop.done")
-    builder.cbranch(builder.icmp_signed("<", first, last), head, done)
-    builder.position_at_end(head)
-    counter = builder.phi(I64)
-    counter.add_incoming(first, before)
-    live = [_phi(builder, vector, before) for vector in vectors]
-    new = body(counter, live)
-    end = builder.block
-    following = builder.add(counter, number(1))
-    counter.add_incoming(following, end)
-    for phi, vector in zip(live, new, strict=True):
-        phi.value.add_incoming(vector.value, end)
-    builder.cbranch(builder.icmp_signed("<", following, last), head, done)
-    builder.position_at_end(done)
-    result = [_phi(builder, vector, before) for vector in vectors]
-    for phi, vector in zip(result, new, strict=True):
-        phi.value.add_incoming(vector.value, end)
-    return result
-
-
-def _phi(builder: ir.IRBuilder, vector: Vector, before: Any) -> Vector:
-    phi = builder.phi(vector.value.type)
-    phi.add_incoming(vector.value, before)
-    return vector.of(phi)
 
 
 def _whole_or_part(tile: Tile, sums: list[Vector], left: Any, finish: Any) -> None:
@@ -272,11 +242,8 @@ def sum_tile(_typing: Any, count: Any, width: Any, summed: Any, matrix: Any) -> 
     kind = float_of(summed.types[0].dtype.bitwidth)
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        def call(vectors: int) -> None:
-            emit = partial(_sums, kind, vectors)
-            own_function(builder, f"sums_{vectors}_{kind.bits}", "noinline", [args[0], *args[2:]], ir.VoidType(), emit)
-
-        switch(builder, args[1], {vectors: partial(call, vectors) for vectors in range(1, BROAD + 1)})
+        count, width, *others = args
+        _by_width(builder, kind, width, BROAD, _sums, [count, *others])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, summed, matrix), codegen
@@ -289,7 +256,6 @@ def _sums(kind: Float, vectors: int, builder: ir.IRBuilder, *args: Any) -> None:
 
     def emit(count: int) -> None:
         tile = Tile(builder, CELLS[LINEAR], kind, count, vectors)
-        zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
 
         def body(n: Any, sums: list[Vector]) -> list[Vector]:
             row = at(summed.items, builder.mul(n, summed.step))
@@ -297,7 +263,7 @@ def _sums(kind: Float, vectors: int, builder: ir.IRBuilder, *args: Any) -> None:
             columns = [at(column, builder.mul(summed.vector, number(v))) for v in range(vectors)]
             return tile.products(sums, [at(row, r) for r in range(count)], columns, (0,), None)
 
-        sums = loop(builder, number(0), summed.rows, [zero] * (count * vectors), body)
+        sums = loop(builder, number(0), summed.rows, [tile.memory.zero] * (count * vectors), body)
         starts = [at(matrix.before, builder.mul(matrix.before_row, number(r))) for r in range(count)]
         outs = [at(matrix.place, builder.mul(matrix.row, number(r))) for r in range(count)]
         _whole_or_part(tile, sums, matrix.left, partial(_add, tile, starts, matrix.before_vector, outs, number(kind.lanes)))
@@ -320,7 +286,6 @@ def sum_rows(_typing: Any, items: Any, step: Any, rows: Any, place: Any, before:
 def _sum_rows(kind: Float, builder: ir.IRBuilder, items: Any, step: Any, rows: Any, place: Any, before: Any, left: Any) -> None:
     memory, chains = Memory(builder, kind), 4  # in one chain each row would wait for the sum of those before
     tile = Tile(builder, CELLS[LINEAR], kind, 1, 1)
-    zero = Vector(builder, ir.Constant(kind.vector, [0.0] * kind.lanes), kind)
     fours = builder.sdiv(rows, number(chains))
 
     def row(n: Any) -> Vector:
@@ -330,6 +295,6 @@ def _sum_rows(kind: Float, builder: ir.IRBuilder, items: Any, step: Any, rows: A
         n = builder.mul(m, number(chains))
         return [one + row(builder.add(n, number(k))) for k, one in enumerate(sums)]
 
-    a, b, c, d = loop(builder, number(0), fours, [zero] * chains, four)
-    (rest,) = loop(builder, builder.mul(fours, number(chains)), rows, [zero], lambda n, sums: [sums[0] + row(n)])
+    a, b, c, d = loop(builder, number(0), fours, [memory.zero] * chains, four)
+    (rest,) = loop(builder, builder.mul(fours, number(chains)), rows, [memory.zero], lambda n, sums: [sums[0] + row(n)])
     _whole_or_part(tile, [(a + b) + (c + d) + rest], left, partial(_add, tile, [before], number(0), [place], number(0)))

@@ -11,11 +11,22 @@ from typing import Any, NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
+from fastpack.kernels.memory import advance, as_items, as_table, is_null, item_bytes_of
 from fastpack.kernels.panels import saved_of, shape_of
-from fastpack.kernels.shares import Batch, Rows, States, first_step, move_on, own_row, own_rows, step_after
+from fastpack.kernels.shares import (
+    Rows,
+    States,
+    first_step,
+    hand_back,
+    locate,
+    move_on,
+    own_row,
+    own_rows,
+    step_after,
+    take_up,
+)
 from fastpack.kernels.simd import VECTOR
-from fastpack.kernels.team import Team, do_phase
+from fastpack.kernels.team import do_phase, run_shares
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
 
 AHEAD = blocks.AHEAD
@@ -85,13 +96,6 @@ def run_step(units, given):
 
 
 @helper
-def locate(table, n, batch, rows, step):
-    # the addresses of a share's n rows of the step that begins at `step`
-    for i in range(n):
-        table[i] = advance(step, own_row(batch, i) * rows.row)
-
-
-@helper
 def run_ahead(units, given):
     # the inputs of the first rows of the table x, which are those of several steps
     n, panels, room = given
@@ -133,37 +137,6 @@ def locate_states(batch, states, room, H, P):
 
 
 @helper
-def begin_c(units, given):
-    batch, states = given
-    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
-    for i in range(own_rows(batch, batch.B)):
-        row = batch.sorted_indices[own_row(batch, i)] * units.width
-        if is_null(states.c_0):
-            for k in range(row + first, row + last):
-                states.c_n[k] = 0
-        else:
-            copy_items(states.c_n, states.c_0, row + first, row + last)
-
-
-@helper
-def end_h(units, given):
-    batch, states, tables = given
-    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
-    for i in range(own_rows(batch, batch.B)):
-        h_n = advance(states.h_n, batch.sorted_indices[own_row(batch, i)] * units.width)
-        copy_items(h_n, tables.h[i], first, last)
-
-
-@helper
-def end_c(units, given):
-    batch, states, tables = given
-    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
-    for i in range(own_rows(batch, batch.B)):
-        c_n = advance(states.c_n, batch.sorted_indices[own_row(batch, i)] * units.width)
-        copy_items(c_n, tables.c[i], first, last)
-
-
-@helper
 def biases(panels):
     return Starts(panels.panel, 0, panels.block, panels.F)
 
@@ -172,7 +145,7 @@ def biases(panels):
 def run_share(panels, projection, H, batch, team, x, out, states, kept, room):
     P, lanes, aside, tables = panels.P, VECTOR // item_bytes_of(out.rows), room.aside, room.tables
     locate_states(batch, states, room, H, P)
-    phase = 0 if is_null(states.c_n) else do_phase(team, 0, H, lanes, begin_c, (batch, states))
+    phase = 0 if is_null(states.c_n) else do_phase(team, 0, H, lanes, take_up, (batch, tables.c, states.c_0))
     left = done = 0  # rows still ahead and rows used of them
     t = batch.T - 1 if batch.reverse else 0
     x_step, out_step = first_step(batch, x), first_step(batch, out)
@@ -212,8 +185,8 @@ def run_share(panels, projection, H, batch, team, x, out, states, kept, room):
             c_step, gates_step = move_on(batch, t, kept.c, c_step), move_on(batch, t, kept.gates, gates_step)
         t = following
     if keeps_c:
-        phase = do_phase(team, phase, H, lanes, end_c, (batch, states, tables))
-    do_phase(team, phase, P, lanes, end_h, (batch, states, tables))
+        phase = do_phase(team, phase, H, lanes, hand_back, (batch, tables.c, states.c_n))
+    do_phase(team, phase, P, lanes, hand_back, (batch, tables.h, states.h_n))
 
 
 @helper
@@ -258,13 +231,5 @@ def recur(
 ):  # fmt: skip
     rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes
     call = Call(cell, F, H, P, panels, projection, *rows, h_0, c_0, h_n, c_n, c, gates)
-    together = not is_null(arrivals)
-    for share in range(begin, begin + 1 if together else end):
-        own = advance(workspace, share * workspace_bytes)
-        common = workspace if together else own
-        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
-        team = Team(arrivals, begin, end, shares)
-        if item_bytes == 4:
-            run_call(call, batch, team, as_float32(own), as_float32(common))
-        else:
-            run_call(call, batch, team, as_float64(own), as_float64(common))
+    layout = sorted_indices, batch_sizes, B, T, reverse
+    run_shares(run_call, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)

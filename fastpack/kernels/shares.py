@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from fastpack.kernels.kernel import helper
-from fastpack.kernels.memory import advance
+from fastpack.kernels.memory import advance, copy_items, is_null
 
 
 class Rows(NamedTuple):
@@ -68,3 +68,32 @@ def first_step(batch, rows):
         for t in range(batch.T - 1):
             step = advance(step, rows.step if rows.step else rows.row * batch.batch_sizes[t])
     return step
+
+
+@helper
+def locate(table, n, batch, rows, step):
+    # the addresses of a share's n rows of the step that begins at `step`
+    for i in range(n):
+        table[i] = advance(step, own_row(batch, i) * rows.row)
+
+
+@helper
+def take_up(units, given):
+    # to a table's rows, in packed order, these units of states in the caller's order, or zeros
+    batch, table, states = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        if is_null(states):
+            for k in range(first, last):
+                table[i][k] = 0
+        else:
+            copy_items(table[i], advance(states, batch.sorted_indices[own_row(batch, i)] * units.width), first, last)
+
+
+@helper
+def hand_back(units, given):
+    # the same the other way: from the table's rows to states in the caller's order
+    batch, table, states = given
+    first, last = units.first * units.lanes, min(units.stop * units.lanes, units.width)
+    for i in range(own_rows(batch, batch.B)):
+        copy_items(advance(states, batch.sorted_indices[own_row(batch, i)] * units.width), table[i], first, last)

@@ -206,12 +206,16 @@ class Memory:
         """Return the address so many items further on."""
         return self.builder.gep(pointer, [number(items)], source_etype=self.kind.item)
 
+    @property
+    def zero(self) -> Vector:
+        """Return a vector of zeros."""
+        return Vector(self.builder, ir.Constant(self.kind.vector, [0.0] * self.kind.lanes), self.kind)
+
     def load(self, pointer: Any, mask: Any = None) -> Vector:
         """Load a vector; under a mask, only its lanes, and zeros beside them."""
         if mask is None:
             return Vector(self.builder, self.builder.load(pointer, align=self.kind.bits // 8, typ=self.kind.vector), self.kind)
-        zeros = ir.Constant(self.kind.vector, [0.0] * self.kind.lanes)
-        loaded = self._intrinsic(f"llvm.masked.load.{self._vector_name}.p0", self.kind.vector, pointer, self._align, mask, zeros)
+        loaded = self._intrinsic(f"llvm.masked.load.{self._vector_name}.p0", self.kind.vector, pointer, self._align, mask, self.zero.value)
         return Vector(self.builder, loaded, self.kind)
 
     def store(self, value: Vector, pointer: Any, mask: Any = None) -> None:
@@ -263,6 +267,34 @@ class Memory:
 def number(value: Any) -> Any:
     """Return an int64 of the IR, of a Python number or of what is one already."""
     return ir.Constant(I64, value) if isinstance(value, int) else value
+
+
+def loop(
+    builder: ir.IRBuilder, first: Any, last: Any, vectors: Sequence[Vector], body: Callable[[Any, list[Vector]], list[Vector]]
+) -> list[Vector]:
+    """Write a loop from `first` up to `last`, and return what `body`, given the counter and the vectors, made of them."""
+    before, head, done = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("loop.done")
+
+    def phi(vector: Vector) -> Vector:
+        value = builder.phi(vector.value.type)
+        value.add_incoming(vector.value, before)
+        return vector.of(value)
+
+    builder.cbranch(builder.icmp_signed("<", first, last), head, done)
+    builder.position_at_end(head)
+    counter = builder.phi(I64)
+    counter.add_incoming(first, before)
+    live = [phi(vector) for vector in vectors]
+    new = body(counter, live)
+    end, following = builder.block, builder.add(counter, number(1))
+    counter.add_incoming(following, end)
+    builder.cbranch(builder.icmp_signed("<", following, last), head, done)
+    builder.position_at_end(done)
+    result = [phi(vector) for vector in vectors]
+    for old, after, vector in zip(live, result, new, strict=True):
+        old.value.add_incoming(vector.value, end)
+        after.value.add_incoming(vector.value, end)
+    return result
 
 
 def switch(builder: ir.IRBuilder, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:

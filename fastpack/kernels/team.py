@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from fastpack.blocks import LINE
 from fastpack.kernels.kernel import helper
-from fastpack.kernels.memory import advance, is_null
+from fastpack.kernels.memory import advance, as_float32, as_float64, is_null
+from fastpack.kernels.shares import Batch
 from fastpack.kernels.waiting import count_up, counted, give_way, pause, took
 
 PATIENCE = 64  # pauses, about a microsecond, before a thread does the others' shares; 16 are as good, 512 are too many
@@ -70,3 +71,19 @@ def do_phase(team, phase, width, lanes, work, given):
         else:
             give_way()  # what it waits for may be that a thread gets this core
     return phase + 1
+
+
+@helper
+def run_shares(run, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares):
+    # `run` for each of the shares begin..end of the sequences; where shares are of hidden units, once for all of them
+    sorted_indices, batch_sizes, B, T, reverse = layout
+    together = not is_null(arrivals)
+    for share in range(begin, begin + 1 if together else end):
+        own = advance(workspace, share * workspace_bytes)
+        common = workspace if together else own
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
+        team = Team(arrivals, begin, end, shares)
+        if item_bytes == 4:
+            run(call, batch, team, as_float32(own), as_float32(common))
+        else:
+            run(call, batch, team, as_float64(own), as_float64(common))

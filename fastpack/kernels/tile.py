@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from fastpack.blocks import LINEAR
 from fastpack.kernels.cells import CELLS, Cell
-from fastpack.kernels.simd import I64, REGISTER, Float, Memory, Vector, float_of, fma, number, own_function, switch
+from fastpack.kernels.simd import REGISTER, Float, Memory, Vector, float_of, fma, loop, number, own_function, switch
 
 ACCUMULATORS = REGISTER.accumulators
 ROWS = ACCUMULATORS // 4  # the most rows of a tile
@@ -96,28 +96,13 @@ class Tile:
 
         Weights are prefetched `early` items before their turn.
         """
-        builder = self.builder
-        before = builder.block
-        loop, done = builder.append_basic_block("k"), builder.append_basic_block("k.done")
-        builder.cbranch(builder.icmp_signed(">", count, number(0)), loop, done)
-        builder.position_at_end(loop)
-        k = builder.phi(I64)
-        k.add_incoming(number(0), before)
-        live = [self._phi(value, before) for value in sums]
-        at = builder.mul(k, number(len(gates) * self.kind.lanes))
-        new = self.products(
-            live, [self.memory.at(row, k) for row in rows], [self.memory.at(weight, at) for weight in weights], gates, early
-        )
-        following = builder.add(k, number(1))
-        k.add_incoming(following, loop)
-        for phi, value in zip(live, new, strict=True):
-            phi.value.add_incoming(value.value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-        builder.position_at_end(done)
-        result = [self._phi(value, before) for value in sums]
-        for phi, value in zip(result, new, strict=True):
-            phi.value.add_incoming(value.value, loop)
-        return result
+        at, step = self.memory.at, len(gates) * self.kind.lanes
+
+        def body(k: Any, sums: list[Vector]) -> list[Vector]:
+            turn = self.builder.mul(k, number(step))
+            return self.products(sums, [at(row, k) for row in rows], [at(weight, turn) for weight in weights], gates, early)
+
+        return loop(self.builder, number(0), count, sums, body)
 
     def products(self, sums: list[Vector], rows: list[Any], weights: list[Any], gates: tuple[int, ...], early: Any) -> list[Vector]:
         """Add one product to each sum: of the item at each row's address with the vectors at each block's."""
@@ -221,11 +206,6 @@ class Tile:
             row = self.memory.at(aside, self.builder.mul(aside_row, number(r)))
             for s in range(self.cell.sums):
                 self.memory.store(sums[self.place(r, 0, s)], self.memory.at(row, s * self.kind.lanes))
-
-    def _phi(self, value: Vector, before: Any) -> Vector:
-        phi = self.builder.phi(self.kind.vector)
-        phi.add_incoming(value.value, before)
-        return value.of(phi)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

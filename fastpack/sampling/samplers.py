@@ -229,9 +229,30 @@ class LengthGroupedBatchSampler(BatchSampler):
 class BudgetBatchSampler(BatchSampler):
     """What batch samplers with a budget share."""
 
-    def __init__(self, lengths: Any, allowed: budget.Budget, **shared: Any) -> None:
-        super().__init__(lengths, **shared)
-        self.budget = allowed
+    def __init__(
+        self,
+        lengths: Any,
+        max_tokens: int,
+        *,
+        max_sequences: int | None = None,
+        too_long: str = "error",
+        shuffle: bool = True,
+        longest_first: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        remainder: str = "keep",
+    ) -> None:
+        self.budget = allowed = budget.budget(max_tokens, max_sequences, too_long)
+        super().__init__(
+            lengths,
+            shuffle=shuffle,
+            longest_first=longest_first,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            remainder=remainder,
+        )
         self._taking_part = allowed.fitting(self._lengths[:-1])
         if self._taking_part is not None and not len(self._taking_part):
             raise ValueError(f'every sequence is longer than max_tokens, which is {allowed.max_tokens}, and too_long="drop" leaves none')
@@ -291,7 +312,9 @@ class TokenBudgetBatchSampler(BudgetBatchSampler):
     ) -> None:
         super().__init__(
             lengths,
-            budget.budget(max_tokens, max_sequences, too_long),
+            max_tokens,
+            max_sequences=max_sequences,
+            too_long=too_long,
             shuffle=shuffle,
             longest_first=longest_first,
             seed=seed,
@@ -343,31 +366,6 @@ class BinPackingBatchSampler(BudgetBatchSampler):
     >>> list(sampler), len(sampler)
     ([[3, 0], [1, 2, 5, 4]], 2)
     """
-
-    def __init__(
-        self,
-        lengths: Any,
-        max_tokens: int,
-        *,
-        max_sequences: int | None = None,
-        too_long: str = "error",
-        shuffle: bool = True,
-        longest_first: bool = False,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        remainder: str = "keep",
-    ) -> None:
-        super().__init__(
-            lengths,
-            budget.budget(max_tokens, max_sequences, too_long),
-            shuffle=shuffle,
-            longest_first=longest_first,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            remainder=remainder,
-        )
 
     def _way(self, n: int) -> Way:
         return Way(UNLIMITED, into_bins, self.budget.limits)
