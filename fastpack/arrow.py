@@ -18,8 +18,9 @@ import numpy as np
 from fastpack import checks
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed
-from fastpack.packing import _pack, unpack_ragged
-from fastpack.storage import Chunk, Grid, Ragged, Rows, Stamp, grid_of
+from fastpack.moves import Grid
+from fastpack.packing import pack_located, unpack_ragged
+from fastpack.storage import Chunk, Ragged, Rows, Stamp, grid_of
 
 NULLS = ("error", "skip")
 LISTS = "list, large_list, fixed_size_list, list_view or large_list_view"
@@ -70,7 +71,7 @@ def pack_column(column: Any, *, nulls: str = "error") -> Packed:
     if not len(indices):
         raise ValueError("column has no list that is not null: a batch needs at least one sequence")
     found = opened.sequences.located(indices)
-    return _pack(found.source, opened.dtype, found.lengths, found.facts)
+    return pack_located(found, opened.sequences.grid, opened.dtype)
 
 
 def unpack_column(packed: Packed) -> Any:
@@ -307,8 +308,7 @@ def text_column(table: Any, name: str, source: Any) -> Ragged:
             first = np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1]
             content = np.frombuffer(values or b"", np.uint8)
             chunks.append(Chunk(address(content), len(content), 0, first, content))
-    grid = Grid.of((), [1], 1)
-    return Ragged(grid, chunks, (_texts_again, (_alone(source, name), name)))
+    return Ragged(Grid.of((), [[1]], 1), chunks, (_texts_again, (_alone(source, name), name)))
 
 
 def _texts_again(source: Any, name: str) -> Ragged:

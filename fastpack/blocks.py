@@ -56,6 +56,26 @@ class OffsetsOf(NamedTuple):
     offsets: Int64s  # out (B + 1,)
 
 
+class Locate(NamedTuple):
+    """Where some of many stored sequences are, in chunks of memory, and whether what is stored of them is in order."""
+
+    indices: Int64s  # (B,), 0 <= indices[k] < firsts[C]
+    B: Size
+    firsts: Int64s  # (C + 1,): the number of each chunk's first sequence, then of all sequences
+    C: Size
+    bounds: Pointers  # (C,): of the row where each of a chunk's sequences begins, followed by that where it ends
+    pair_bytes: Size  # from a sequence's bounds to those of the next
+    bound_bytes: Size  # 4 or 8, of a signed integer, at any address
+    mask: Size  # bits of a bound that count: all, -1; or the lower 32 of what is unsigned
+    origins: Int64s  # (C,): what the bounds of a chunk call its first row
+    rows: Int64s  # (C,): how many there are
+    values: Int64s  # (C,): the address of the first
+    step_bytes: Size  # from one row to the next
+    first_rows: Int64s  # out (B,): addresses
+    lengths: Int64s  # out (B,)
+    facts: Int64s  # out (3,): longest, total or -1 where int64 cannot hold it, first of wrong bounds or -1
+
+
 class PackPadded(NamedTuple):
     """Rows of a padded batch into packed order. Shares: packed rows, 0 to N."""
 
@@ -98,7 +118,8 @@ class PackScattered(NamedTuple):
     """As PackListed, where a row's items lie apart, or each sequence has strides of its own. Shares: packed rows."""
 
     first_rows: Pointers  # (B,)
-    strides: Int64s  # (B, 1 + D), in bytes: from row to row, then along each dimension of a row
+    strides: Int64s  # (B or 1, 1 + D), in bytes: from row to row, then along each dimension of a row
+    strides_apart: Size  # 1 + D, or 0 where all sequences have the same strides
     row_shape: Int64s  # (D,), D >= 1
     D: Size
     item_bytes: Size

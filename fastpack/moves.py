@@ -2,64 +2,86 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastpack import blocks
-from fastpack.checks import Array, Int64Array, address
+from fastpack.checks import Int64Array, address
 
 
-class Source(NamedTuple):
-    """Where the rows of B sequences are."""
+class Located(NamedTuple):
+    """Where B sequences are, for as long as `alive` lives, and how long."""
 
     first_rows: Int64Array  # (B,) addresses
-    strides: Int64Array  # (B or 1, 1 + D) bytes: from row to row, then along each dimension of a row
-    trailing: tuple[int, ...]  # (D,) a row's shape
-    item_bytes: int
-
-    @property
-    def row_bytes(self) -> int:
-        """The bytes of one packed row."""
-        return prod(self.trailing) * self.item_bytes
+    lengths: Int64Array  # (B,)
+    longest: int
+    total: int
+    alive: Any
 
 
-def gather_block(
-    source: Source, lengths: Int64Array, sorted_indices: int, batch_sizes: int, T: int, packed: int
-) -> tuple[blocks.PackListed | blocks.PackScattered, tuple[Array, ...]]:
-    """Return the block that packs the rows of `source`, and the arrays that must live until its kernel has returned.
+class Pieces(NamedTuple):
+    """How rows lie whose bytes are not side by side, or whose steps are not the same for all sequences."""
 
-    `lengths` (B,) is in the caller's order; `sorted_indices`, `batch_sizes` and `packed` are addresses.
-    """
-    rows, strides = (sorted_indices, batch_sizes, T, packed), source.strides
-    if len(strides) == 1 and is_contiguous(source.trailing, strides[0, 1:].tolist(), source.item_bytes):
-        return blocks.PackListed(address(source.first_rows), int(strides[0, 0]), source.row_bytes, *rows), (source.first_rows,)
-    contiguous = np.cumprod([source.item_bytes, *source.trailing[::-1]], dtype=np.int64)[::-1]  # strides of packed rows
-    if len(strides) > 1:
-        # one step or none: whatever the stride says, it is never taken
-        strides = np.where((lengths <= 1)[:, None] & (np.arange(len(contiguous)) == 0), contiguous, strides)
-    strides = np.where([False, *(size == 1 for size in source.trailing)], contiguous, strides)
-    together = (strides == contiguous).all(axis=0)[:0:-1]  # along which dimensions, from the last, items lie side by side
-    inner = len(together) if together.all() else int(np.argmin(together))
-    outer = len(source.trailing) - inner
-    if outer == 0 and (strides[:, 0] == strides[0, 0]).all():
-        return blocks.PackListed(address(source.first_rows), int(strides[0, 0]), source.row_bytes, *rows), (source.first_rows,)
-    shape = np.array(source.trailing[:outer] or [1], np.int64)  # of the items of a row
-    every = np.zeros((len(lengths), 1 + len(shape)), np.int64)
-    every[:, : 1 + outer] = strides[:, : 1 + outer]
-    block = blocks.PackScattered(
-        first_rows=address(source.first_rows),
-        strides=address(every),
-        row_shape=address(shape),
-        D=len(shape),
-        item_bytes=prod(source.trailing[outer:]) * source.item_bytes,
-        row_bytes=source.row_bytes,
-        sorted_indices=sorted_indices,
-        batch_sizes=batch_sizes,
-        T=T,
-        packed=packed,
-    )
-    return block, (source.first_rows, every, shape)
+    shape: Int64Array  # (D,), D >= 1: a row's pieces, of bytes that lie side by side
+    strides: Int64Array  # (B or 1, 1 + D) bytes: from row to row, then along each dimension of the pieces
+    piece_bytes: int
+
+
+class Grid(NamedTuple):
+    """How the items of rows lie, and one row after another."""
+
+    trailing: tuple[int, ...]  # a row's shape
+    row_bytes: int  # of a packed row
+    step_bytes: int  # from row to row, of the first sequence
+    pieces: Pieces | None  # None where a row is one piece, and all steps are the same
+
+    @classmethod
+    def of(cls, trailing: tuple[int, ...], strides: Any, item_bytes: int, lengths: Int64Array | None = None) -> "Grid":
+        """Return the grid of rows of a shape.
+
+        `strides` (B or 1, 1 + len(trailing)) are in bytes, from row to row and along each dimension of a row; `lengths` (B,) are
+        those of the sequences, where each has its own.
+        """
+        strides, row_bytes = np.asarray(strides, np.int64), prod(trailing) * item_bytes
+        step_bytes = int(strides[0, 0])
+        if len(strides) == 1 and is_contiguous(trailing, strides[0, 1:].tolist(), item_bytes):
+            return cls(trailing, row_bytes, step_bytes, None)
+        contiguous = np.cumprod([item_bytes, *trailing[::-1]], dtype=np.int64)[::-1]  # strides of packed rows
+        if lengths is not None and len(strides) > 1:
+            # one step or none: whatever the stride says, it is never taken
+            strides = np.where((lengths <= 1)[:, None] & (np.arange(len(contiguous)) == 0), contiguous, strides)
+        strides = np.where([False, *(size == 1 for size in trailing)], contiguous, strides)
+        together = (strides == contiguous).all(axis=0)[:0:-1]  # along which dimensions, from the last, items lie side by side
+        inner = len(together) if together.all() else int(np.argmin(together))
+        outer = len(trailing) - inner
+        if outer == 0 and (strides[:, 0] == strides[0, 0]).all():
+            return cls(trailing, row_bytes, int(strides[0, 0]), None)
+        apart = np.zeros((len(strides), 1 + max(outer, 1)), np.int64)
+        apart[:, : 1 + outer] = strides[:, : 1 + outer]
+        shape = np.array(trailing[:outer] or [1], np.int64)
+        return cls(trailing, row_bytes, step_bytes, Pieces(shape, apart, prod(trailing[outer:]) * item_bytes))
+
+    def pack_block(
+        self, first_rows: int, sorted_indices: int, batch_sizes: int, T: int, packed: int
+    ) -> blocks.PackListed | blocks.PackScattered:
+        """Return the block that packs the rows of sequences whose first rows are at `first_rows` (B,); all but T are addresses."""
+        if self.pieces is None:
+            return blocks.PackListed(first_rows, self.step_bytes, self.row_bytes, sorted_indices, batch_sizes, T, packed)
+        shape, strides, piece_bytes = self.pieces
+        return blocks.PackScattered(
+            first_rows=first_rows,
+            strides=address(strides),
+            strides_apart=strides.shape[1] if len(strides) > 1 else 0,
+            row_shape=address(shape),
+            D=len(shape),
+            item_bytes=piece_bytes,
+            row_bytes=self.row_bytes,
+            sorted_indices=sorted_indices,
+            batch_sizes=batch_sizes,
+            T=T,
+            packed=packed,
+        )
 
 
 def is_contiguous(trailing: Sequence[int], strides: Sequence[int], item: int) -> bool:

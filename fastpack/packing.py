@@ -14,9 +14,8 @@ import numpy as np
 
 from fastpack import blocks, checks
 from fastpack.checks import Array, Int64Array, address
-from fastpack.layout import LengthFacts
 from fastpack.machine import run
-from fastpack.moves import Source, gather_block
+from fastpack.moves import Grid, Located
 from fastpack.packed import Packed, checked, offsets_of, sort_by_length
 
 
@@ -51,8 +50,9 @@ def pack(sequences: Iterable[Any]) -> Packed:
     first = arrays[0]
     if (strides == strides[0]).all():
         strides = strides[:1]
-    source = Source(first_rows, strides, first.shape[1:], first.itemsize)
-    return _pack(source, first.dtype, *checks.lengths(np.ascontiguousarray(shapes[:, 0])))
+    vector, facts = checks.lengths(np.ascontiguousarray(shapes[:, 0]))
+    grid = Grid.of(first.shape[1:], strides, first.itemsize, vector)
+    return pack_located(Located(first_rows, vector, facts.longest, facts.total, arrays), grid, first.dtype)
 
 
 def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
@@ -93,8 +93,8 @@ def pack_padded(padded: Any, lengths: Any, batch_first: bool = True) -> Packed:
         raise ValueError(f"padded has the shape {batch.shape} and no sequence: a batch needs at least one")
     vector, facts = checks.lengths(lengths, B, T)
     first_rows = address(batch) + np.arange(B, dtype=np.int64) * batch.strides[0]
-    source = Source(first_rows, np.array([batch.strides[1:]], np.int64), batch.shape[2:], batch.itemsize)
-    return _pack(source, batch.dtype, vector, facts)
+    grid = Grid.of(batch.shape[2:], [batch.strides[1:]], batch.itemsize)
+    return pack_located(Located(first_rows, vector, facts.longest, facts.total, batch), grid, batch.dtype)
 
 
 def pack_ragged(values: Any, offsets: Any) -> Packed:
@@ -128,8 +128,9 @@ def pack_ragged(values: Any, offsets: Any) -> Packed:
     flat = checks.rows(values, "values")
     bounds = checks.offsets(offsets, len(flat))
     first_rows = address(flat) + bounds[:-1] * flat.strides[0]
-    source = Source(first_rows, np.array([flat.strides], np.int64), flat.shape[1:], flat.itemsize)
-    return _pack(source, flat.dtype, *checks.lengths(bounds[1:] - bounds[:-1]))
+    vector, facts = checks.lengths(bounds[1:] - bounds[:-1])
+    grid = Grid.of(flat.shape[1:], [flat.strides], flat.itemsize)
+    return pack_located(Located(first_rows, vector, facts.longest, facts.total, flat), grid, flat.dtype)
 
 
 def pad(
@@ -267,12 +268,12 @@ def unpack_ragged(packed: Packed) -> tuple[Array, Int64Array]:
     return values, offsets
 
 
-def _pack(source: Source, dtype: np.dtype[Any], lengths: Int64Array, facts: LengthFacts) -> Packed:
-    sizes, order, places, _offsets = sort_by_length(lengths, facts.longest)
-    data = checks.empty((facts.total, *source.trailing), dtype, "the packed batch")
+def pack_located(found: Located, grid: Grid, dtype: np.dtype[Any]) -> Packed:
+    """Pack sequences of checked lengths from where they are."""
+    sizes, order, places, _offsets = sort_by_length(found.lengths, found.longest)
+    data = checks.empty((found.total, *grid.trailing), dtype, "the packed batch")
     if data.nbytes:
-        block, _alive = gather_block(source, lengths, address(order), address(sizes), len(sizes), address(data))
-        run(block, 0, facts.total)
+        run(grid.pack_block(address(found.first_rows), address(order), address(sizes), len(sizes), address(data)), 0, found.total)
     return Packed(data, sizes, order, places)
 
 

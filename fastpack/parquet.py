@@ -10,10 +10,9 @@ from pyarrow import compute, parquet
 
 from fastpack import checks
 from fastpack.arrow import Column, chosen, is_list, sequences
-from fastpack.checks import Array, Int64Array, address
-from fastpack.layout import measure_lengths
-from fastpack.moves import Source
-from fastpack.storage import Located, Recipe, Stamp, copied
+from fastpack.checks import Array, Int64Array
+from fastpack.moves import Located
+from fastpack.storage import Recipe, Stamp, copied
 
 CACHE_BYTES = 1 << 30
 
@@ -127,13 +126,11 @@ class Decoded:
             column = self._column(group)
             found = column.sequences.located(indices[chosen_ones] - self.files.firsts[group])
             held += self._sizes.get(group, 0)
-            kept: Any = column
             if held > self.cache_bytes:
-                kept, found = copied(found)
-            first_rows[chosen_ones], lengths[chosen_ones] = found.source.first_rows, found.lengths
-            alive.append(kept)
-        facts = measure_lengths(address(lengths), len(lengths), checks.LARGEST)
-        return Located(Source(first_rows, self.grid.strides, self.grid.trailing, self.grid.item_bytes), lengths, facts, alive)
+                found = copied(found, self.grid)
+            first_rows[chosen_ones], lengths[chosen_ones] = found.first_rows, found.lengths
+            alive.append(found.alive)
+        return Located(first_rows, lengths, int(lengths.max(initial=0)), int(lengths.sum()), alive)
 
     def lengths(self) -> Int64Array:
         """Return the length of every sequence; each row group is decoded once."""

@@ -72,6 +72,34 @@ def offsets_of(counts: Int64Array, offsets: Int64Array) -> None:
         offsets[i] = counts[:i].sum()
 
 
+def locate(
+    indices: Int64Array,
+    firsts: Int64Array,
+    bounds: Sequence[Array],
+    origins: Int64Array,
+    rows: Int64Array,
+    values: Int64Array,
+    step_bytes: int,
+    first_rows: Int64Array,
+    lengths: Int64Array,
+    facts: Int64Array,
+) -> None:
+    """Find where some of many stored sequences are, how many rows they have, and the first whose bounds are wrong: it has none.
+
+    `bounds` are C arrays, of two numbers a sequence.
+    """
+    wrong = []
+    for k, i in enumerate(indices):
+        chunk = int(np.searchsorted(firsts, i, "right")) - 1
+        start, end = (int(bound) - int(origins[chunk]) for bound in bounds[chunk][i - firsts[chunk]])
+        wrong.append(not 0 <= start <= end <= rows[chunk])
+        first_rows[k], lengths[k] = (values[chunk], 0) if wrong[-1] else (values[chunk] + start * step_bytes, end - start)
+    total = sum(lengths.tolist())
+    facts[0] = lengths.max(initial=0)
+    facts[1] = total if total <= LARGEST else -1
+    facts[2] = _first(wrong)
+
+
 def pack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
     """Move rows of a padded batch (B, T, ...) into packed order (N, ...)."""
     pack_listed(list(padded), sorted_indices, batch_sizes, packed)

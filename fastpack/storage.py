@@ -4,47 +4,23 @@ Storage may be larger than memory, so what is done when it is opened takes O(1) 
 sequences that it is asked for, and checks them: kernels do not, and a wrong one would end the process.
 """
 
+import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastpack import blocks, checks, headers
-from fastpack.checks import LARGEST, Array, Int64Array, address
-from fastpack.layout import LengthFacts, measure_lengths
+from fastpack import blocks, checks
+from fastpack.checks import Array, Int64Array, address
 from fastpack.machine import run
-from fastpack.moves import Source, gather_block, is_contiguous
+from fastpack.moves import Grid, Located
+
+_ThreeNumbers = ctypes.c_int64 * 3
 
 PIECE = 1 << 20  # sequences looked at together where all are
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
-
-
-class Grid(NamedTuple):
-    """How the items of a row lie, and one row after another."""
-
-    trailing: tuple[int, ...]  # (D,) a row's shape
-    strides: Int64Array  # (1, 1 + D) bytes
-    item_bytes: int
-    step_bytes: int  # from row to row
-    row_bytes: int  # of a row whose items lie side by side; else -1
-
-    @classmethod
-    def of(cls, trailing: tuple[int, ...], strides: Sequence[int], item_bytes: int) -> "Grid":
-        """Return the grid of rows of a shape, from the strides, in bytes, of the array that they are in."""
-        row_bytes = prod(trailing) * item_bytes if is_contiguous(trailing, strides[1:], item_bytes) else -1
-        return cls(trailing, np.array([strides], np.int64), item_bytes, strides[0], row_bytes)
-
-
-class Located(NamedTuple):
-    """Where B sequences are, for as long as `alive` lives."""
-
-    source: Source
-    lengths: Int64Array  # (B,)
-    facts: LengthFacts
-    alive: Any
 
 
 class Chunk(NamedTuple):
@@ -70,10 +46,6 @@ class _Chunked:
     def __reduce__(self) -> Recipe:
         return self._recipe
 
-    def _chunks_of(self, indices: Int64Array) -> Any:
-        """Return the chunk of each index, or 0 where there is one alone."""
-        return np.searchsorted(self._firsts, indices, "right") - 1 if len(self._firsts) > 2 else 0
-
 
 class Rows(_Chunked):
     """One row a sequence, as labels are: `chunks` are count, address of the first row, and what must live."""
@@ -82,26 +54,31 @@ class Rows(_Chunked):
         super().__init__(grid, [count for count, _, _ in chunks], [alive for _, _, alive in chunks], recipe)
         alone = chunks[0][2]
         self.array = alone if len(chunks) == 1 and isinstance(alone, np.ndarray) else None  # all rows, where they are one array
-        self._step = grid.step_bytes
-        self._rows = np.array([first for _, first, _ in chunks], np.int64) - self._firsts[:-1] * self._step
+        self._rows = np.array([first for _, first, _ in chunks], np.int64) - self._firsts[:-1] * grid.step_bytes
 
     def collect(self, indices: Int64Array, target: int) -> None:
         """Write the rows of indices (B,), each from 0 to len - 1, at the address `target`, side by side."""
-        first_rows = self._rows[self._chunks_of(indices)] + indices * self._step
-        gather_rows(Source(first_rows, self.grid.strides, self.grid.trailing, self.grid.item_bytes), target)
+        chunks = np.searchsorted(self._firsts, indices, "right") - 1 if len(self._rows) > 1 else 0
+        first_rows = self._rows[chunks] + indices * self.grid.step_bytes
+        B = len(first_rows)
+        order, sizes = np.arange(B), np.array([B])  # sequences of one row: packed, they are side by side
+        run(self.grid.pack_block(address(first_rows), address(order), address(sizes), 1, target), 0, B)
 
 
 class Ragged(_Chunked):
     """Sequences of rows: where each begins and ends is read from the `bounds` of its chunk, of one dtype of 4 or 8 bytes in all."""
 
     def __init__(self, grid: Grid, chunks: Sequence[Chunk], recipe: Recipe) -> None:
-        counts = [len(chunk.bounds) + chunk.bounds.ndim - 2 for chunk in chunks]
-        super().__init__(grid, counts, [(chunk.alive, chunk.bounds) for chunk in chunks], recipe)
-        self._first_row, self._rows, self._origin = (np.array([chunk[k] for chunk in chunks], np.int64) for k in range(3))
-        self._is_shifted = bool(self._origin.any())
-        self._pairs, self._limit = _pairs(chunks[0].bounds), chunks[0].rows  # of the only chunk, if there is one
-        self._step = self._pairs.strides[0]
-        self._bounds = np.array([address(chunk.bounds) for chunk in chunks], np.int64) - self._firsts[:-1] * self._step
+        pairs = [_pairs(chunk.bounds) for chunk in chunks]
+        super().__init__(grid, list(map(len, pairs)), [(chunk.alive, chunk.bounds) for chunk in chunks], recipe)
+        self._chunks, dtype = chunks, pairs[0].dtype
+        self._values, self._rows, self._origins = (np.array([chunk[k] for chunk in chunks], np.int64) for k in range(3))
+        self._bounds = np.array([address(chunk.bounds) for chunk in chunks], np.int64)
+        self._places = (  # what Locate takes between the indices and its results
+            *(address(self._firsts), len(chunks), address(self._bounds), pairs[0].strides[0], dtype.itemsize),
+            -1 if dtype.kind == "i" or dtype.itemsize == 8 else 0xFFFFFFFF,
+            *(address(self._origins), address(self._rows), address(self._values), grid.step_bytes),
+        )
 
     @property
     def has_rows(self) -> bool:
@@ -116,30 +93,22 @@ class Ragged(_Chunked):
         ValueError
             The bounds of one are not within the rows that there are.
         """
-        chunks, B = self._chunks_of(indices), len(indices)
-        if isinstance(chunks, int):
-            pairs, limit = self._pairs[indices], self._limit  # a third of the time that the addresses take
-        else:
-            dtype, limit = self._pairs.dtype, LARGEST
-            pairs = headers.gather(self._bounds[chunks] + indices * self._step, dtype.itemsize // 4).view(dtype)
-        pairs = pairs.astype(np.int64, order="C", copy=False)
-        if self._is_shifted:
-            pairs -= self._origin[chunks].reshape(-1, 1)
-        lengths = pairs[:, 1] - pairs[:, 0]
-        facts, ends = measure_lengths(address(lengths), B, LARGEST), measure_lengths(address(pairs), 2 * B, limit)
-        is_wrong = facts.negative >= 0 or ends.negative >= 0 or ends.too_long >= 0
-        if is_wrong or (limit == LARGEST and (pairs[:, 1] > self._rows[chunks]).any()):
-            raise ValueError(self._complaint(indices, pairs, lengths))
-        first_rows = self._first_row[chunks] + pairs[:, 0] * self.grid.step_bytes
-        return Located(Source(first_rows, self.grid.strides, self.grid.trailing, self.grid.item_bytes), lengths, facts, self._alive)
+        found, facts = np.empty((2, len(indices)), np.int64), _ThreeNumbers()
+        first_rows, lengths = found
+        outputs = address(first_rows), address(lengths), ctypes.addressof(facts)
+        run(blocks.Locate(address(indices), len(indices), *self._places, *outputs))
+        longest, total, wrong = facts
+        if wrong >= 0:
+            raise ValueError(self._complaint(int(indices[wrong])))
+        return Located(first_rows, lengths, longest, total, self._alive)
 
-    def _complaint(self, indices: Int64Array, pairs: Int64Array, lengths: Int64Array) -> str:
-        rows, origins = (np.broadcast_to(each[self._chunks_of(indices)], len(indices)) for each in (self._rows, self._origin))
-        k = int(np.argmax((lengths < 0) | (pairs < 0).any(axis=1) | (pairs > rows[:, None]).any(axis=1)))
-        start, end = (pairs[k] + origins[k]).tolist()
+    def _complaint(self, i: int) -> str:
+        k = int(np.searchsorted(self._firsts, i, "right")) - 1
+        chunk = self._chunks[k]
+        start, end = _pairs(chunk.bounds)[i - self._firsts[k]].tolist()
         return (
-            f"offsets of sequence {indices[k]} are {start} and {end}, but offsets never decrease, "
-            f"and there are rows {origins[k]} to {origins[k] + rows[k]}"
+            f"offsets of sequence {i} are {start} and {end}, but offsets never decrease, "
+            f"and there are rows {chunk.origin} to {chunk.origin + chunk.rows}"
         )
 
     def lengths(self) -> Int64Array:
@@ -156,7 +125,7 @@ def _pairs(bounds: Array) -> Array:
 
 def grid_of(array: Array) -> Grid:
     """Return how the items of an array's rows lie."""
-    return Grid.of(array.shape[1:], array.strides, array.itemsize)
+    return Grid.of(array.shape[1:], [array.strides], array.itemsize)
 
 
 def rows_of(array: Any) -> Rows:
@@ -199,24 +168,13 @@ def checked_offsets(value: Any, N: int, name: str = "offsets") -> Array:
     return found.astype(np.int64)
 
 
-def gather_rows(source: Source, target: int) -> None:
-    """Write one row of each of B sources at the address `target`, side by side."""
-    B = len(source.first_rows)
-    order, sizes = np.arange(B), np.array([B])
-    block, _alive = gather_block(source, np.ones(B, np.int64), address(order), address(sizes), 1, target)
-    run(block, 0, B)
-
-
-def copied(found: Located) -> tuple[Array, Located]:
-    """Return the bytes of sequences whose rows are contiguous one after another in new memory, and where they are then."""
-    row_bytes = found.source.row_bytes
-    memory, ends = np.empty(found.facts.total * row_bytes, np.uint8), np.cumsum(found.lengths)
-    places = address(memory) + (ends - found.lengths) * row_bytes
-    step = int(found.source.strides[0, 0])
-    rows = address(found.source.first_rows), step, address(places), row_bytes, row_bytes
+def copied(found: Located, grid: Grid) -> Located:
+    """Return where sequences are in new memory, `alive`, in which the bytes of their rows, of one piece, follow each other."""
+    memory, ends = np.empty(found.total * grid.row_bytes, np.uint8), np.cumsum(found.lengths)
+    places = address(memory) + (ends - found.lengths) * grid.row_bytes
+    rows = address(found.first_rows), grid.step_bytes, address(places), grid.row_bytes, grid.row_bytes
     run(blocks.CopyListed(*rows, address(found.lengths), len(places), 1))
-    strides = np.concatenate([np.array([[row_bytes]], np.int64), found.source.strides[:, 1:]], 1)
-    return memory, found._replace(source=found.source._replace(first_rows=places, strides=strides), alive=memory)
+    return found._replace(first_rows=places, alive=memory)
 
 
 class Stamp(NamedTuple):

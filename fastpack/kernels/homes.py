@@ -37,7 +37,8 @@ class Scattered(NamedTuple):
     """The home of sequences whose rows' items lie apart, or each with strides of its own."""
 
     first_rows: Any  # (B,) pointers
-    strides: Any  # (B, 1 + D) bytes: from row to row, then along each dimension of a row
+    strides: Any  # (B or 1, 1 + D) bytes: from row to row, then along each dimension of a row
+    strides_apart: int  # 1 + D, or 0
     row_shape: Any  # (D,)
     D: int
     item_bytes: int
@@ -65,5 +66,5 @@ def step_bytes_of(home: Any, i: int) -> int:
 @overload(step_bytes_of)
 def _step_bytes_of(home, i):
     if home.instance_class is Scattered:
-        return lambda home, i: home.strides[i * (1 + home.D)]
+        return lambda home, i: home.strides[i * home.strides_apart]
     return lambda home, i: home.step_bytes

@@ -3,7 +3,8 @@
 from typing import Any
 
 from fastpack import blocks
-from fastpack.kernels.kernel import kernel
+from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.memory import advance, read_int32, read_int64
 
 LARGEST = 2**63 - 1
 
@@ -98,6 +99,48 @@ def measure_layout(
             while place < longer_or_equal:
                 lengths[sorted_indices[place]] = length
                 place += 1
+
+
+@helper
+def chunk_of(firsts, C, i):
+    # the last chunk that begins no later than sequence i
+    low, high = 0, C
+    while high - low > 1:
+        middle = (low + high) // 2
+        if firsts[middle] <= i:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@helper
+def bound(pair, k, bound_bytes, mask):
+    return (read_int32(pair, k) if bound_bytes == 4 else read_int64(pair, k)) & mask
+
+
+@kernel(blocks.Locate)
+def locate(
+    begin, end, indices, B, firsts, C, bounds, pair_bytes, bound_bytes, mask, origins, rows, values, step_bytes, first_rows, lengths, facts
+):
+    longest, total, wrong = 0, 0, -1
+    for k in range(B):
+        i = indices[k]
+        chunk = chunk_of(firsts, C, i)
+        pair = advance(bounds[chunk], (i - firsts[chunk]) * pair_bytes)
+        origin, start, stop = origins[chunk], bound(pair, 0, bound_bytes, mask), bound(pair, 1, bound_bytes, mask)
+        length = stop - start
+        if start < origin or stop < start or stop - origin > rows[chunk]:
+            length, start = 0, origin
+            if wrong < 0:
+                wrong = k
+        first_rows[k] = values[chunk] + (start - origin) * step_bytes
+        lengths[k] = length
+        longest = max(longest, length)
+        total = -1 if total < 0 or length > LARGEST - total else total + length
+    facts[0] = longest
+    facts[1] = total
+    facts[2] = wrong
 
 
 @kernel(blocks.OffsetsOf)

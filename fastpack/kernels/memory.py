@@ -49,6 +49,23 @@ as_bytes = _caster(types.CPointer(types.uint8))
 as_float32, as_float64 = _caster(types.CPointer(types.float32)), _caster(types.CPointer(types.float64))
 
 
+def _reader(item: Any) -> Any:
+    """Make a function that reads item `k` of an array of such integers, at any address, as an int64."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def read(_typing: Any, pointer: Any, k: Any) -> Any:
+        def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            place = builder.gep(builder.bitcast(args[0], item.as_pointer()), [args[1]], source_etype=item)
+            return builder.sext(builder.load(place, align=1, typ=item), I64)
+
+        return types.int64(pointer, types.int64), codegen
+
+    return read
+
+
+read_int32, read_int64 = _reader(ir.IntType(32)), _reader(I64)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def as_items(_typing: Any, pointer: Any, like: Any) -> Any:
     """Take an address as one of such items as those at `like`."""

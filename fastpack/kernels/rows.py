@@ -190,7 +190,7 @@ def gathering(copy):
     @helper
     def move(packed_row, row, row_bytes, home, i):
         # in C order: the last dimension by its stride, the others by division, so that no index is kept
-        to, strides = packed_row, advance(home.strides, i * (1 + home.D) + 1)
+        to, strides = packed_row, advance(home.strides, i * home.strides_apart + 1)
         last = home.D - 1
         for outer in range(row_bytes // home.item_bytes // home.row_shape[last]):
             start, rest = row, outer
@@ -224,9 +224,11 @@ gather_any, gather_block_any = gathering(copy_row)
 
 
 @kernel(blocks.PackScattered)
-def pack_scattered(begin, end, first_rows, strides, row_shape, D, item_bytes, row_bytes, sorted_indices, batch_sizes, T, packed):
+def pack_scattered(
+    begin, end, first_rows, strides, strides_apart, row_shape, D, item_bytes, row_bytes, sorted_indices, batch_sizes, T, packed
+):
     rows = Packed(packed, row_bytes, sorted_indices, batch_sizes, T)
-    home = Scattered(first_rows, strides, row_shape, D, item_bytes)
+    home = Scattered(first_rows, strides, strides_apart, row_shape, D, item_bytes)
     if item_bytes == 4:
         walk(begin, end, TILED, gather_block_4, gather_4, rows, home)
     elif item_bytes == 8:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastpack import blocks
 from fastpack.checks import Int64Array, address
-from fastpack.moves import gather_block
-from fastpack.storage import Grid, Located, Ragged, Rows, copied
+from fastpack.moves import Grid, Located
+from fastpack.storage import Ragged, Rows, copied
 from fastpack.torch import parallel, transit
-from fastpack.torch.layout import TensorLayout, from_lengths
+from fastpack.torch.bridge import CPU
+from fastpack.torch.layout import sorted_by_length
 
 
 class Finished:
@@ -43,6 +43,13 @@ def _made(names: tuple[str, ...], *values: Any) -> Any:
     return batch_type(names)(*values)
 
 
+class BatchLayout(NamedTuple):
+    """The layout of one or more fields of a batch."""
+
+    lengths: Int64Array  # (B,)
+    indices: tuple[Tensor, Tensor, Tensor]  # batch_sizes, sorted_indices, unsorted_indices
+
+
 class Storage(Protocol):
     """Where many sequences are: storage.Ragged, parquet.Decoded."""
 
@@ -62,20 +69,15 @@ class Sequences(NamedTuple):
     storage: Storage
     dtype: torch.dtype
 
-    def batch(self, indices: Int64Array, layouts: list[TensorLayout]) -> PackedSequence:
+    def batch(self, indices: Int64Array, layouts: list[BatchLayout]) -> PackedSequence:
         """Return the sequences of some indices, packed; `layouts` are those that other fields of the batch have."""
         found, grid = self.storage.located(indices), self.storage.grid
-        layout, N = _layout(found, layouts), found.facts.total
-        data = transit.empty((N, *grid.trailing), self.dtype)
-        if data.numel():
-            block: Any
-            if grid.row_bytes > 0:
-                rows = address(found.source.first_rows), int(found.source.strides[0, 0]), grid.row_bytes
-                block = blocks.PackListed(*rows, *layout.addresses(), data.data_ptr())
-            else:
-                block, _alive = gather_block(found.source, found.lengths, *layout.addresses(), data.data_ptr())
-            parallel.run(block, N, data.nbytes)
-        return tuple.__new__(PackedSequence, (data, layout.batch_sizes, layout.sorted_indices, layout.unsorted_indices))
+        batch_sizes, order, places = _layout(found, layouts).indices
+        data, moved = transit.empty((found.total, *grid.trailing), self.dtype), found.total * grid.row_bytes
+        if moved:
+            rows = order.data_ptr(), batch_sizes.data_ptr(), found.longest, data.data_ptr()
+            parallel.run(grid.pack_block(address(found.first_rows), *rows), found.total, moved)
+        return tuple.__new__(PackedSequence, (data, batch_sizes, order, places))
 
     def sample(self, indices: Int64Array) -> Tensor:
         """Return the one sequence of the index: packed alone, it is as it was."""
@@ -89,11 +91,11 @@ class Values(NamedTuple):
     storage: Rows
     dtype: torch.dtype
 
-    def batch(self, indices: Int64Array, _layouts: list[TensorLayout]) -> Tensor:
+    def batch(self, indices: Int64Array, _layouts: list[BatchLayout]) -> Tensor:
         """Return the values of some indices, stacked."""
         if self.storage.array is not None:
             return torch.from_numpy(self.storage.array[indices])  # for one array, half of what the kernel's call takes
-        stacked = torch.empty((len(indices), *self.storage.grid.trailing), dtype=self.dtype, device="cpu")
+        stacked = torch.empty((len(indices), *self.storage.grid.trailing), dtype=self.dtype, device=CPU)
         if stacked.numel():
             self.storage.collect(indices, stacked.data_ptr())
         return stacked
@@ -108,10 +110,10 @@ class Texts(NamedTuple):
 
     storage: Ragged
 
-    def batch(self, indices: Int64Array, _layouts: list[TensorLayout]) -> tuple[str, ...]:
+    def batch(self, indices: Int64Array, _layouts: list[BatchLayout]) -> tuple[str, ...]:
         """Return the strings of some indices."""
-        memory, found = copied(self.storage.located(indices))
-        content, ends = memory.tobytes(), np.cumsum(found.lengths).tolist()
+        found = copied(self.storage.located(indices), self.storage.grid)
+        content, ends = found.alive.tobytes(), np.cumsum(found.lengths).tolist()
         return tuple([content[start:end].decode() for start, end in pairwise([0, *ends])])  # as of default_collate
 
     def sample(self, indices: Int64Array) -> str:
@@ -122,10 +124,10 @@ class Texts(NamedTuple):
 Field = Sequences | Values | Texts
 
 
-def _layout(found: Located, layouts: list[TensorLayout]) -> TensorLayout:
-    lengths = torch.from_numpy(found.lengths)
+def _layout(found: Located, layouts: list[BatchLayout]) -> BatchLayout:
     for layout in layouts:
-        if torch.equal(layout.lengths, lengths):
+        if np.array_equal(layout.lengths, found.lengths):
             return layout
-    layouts.append(from_lengths(lengths, found.facts.longest, found.facts.total))
+    batch_sizes, order, places, _offsets = sorted_by_length(address(found.lengths), len(found.lengths), found.longest)
+    layouts.append(BatchLayout(found.lengths, (batch_sizes, order, places)))
     return layouts[-1]

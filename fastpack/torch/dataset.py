@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 from fastpack import checks
 from fastpack.checks import Int64Array, address
 from fastpack.layout import measure_lengths
-from fastpack.torch.batches import Field, Sequences, Texts, batch_type
+from fastpack.torch.batches import BatchLayout, Field, Sequences, Texts, batch_type
 from fastpack.torch.fields import column_of, joined, sequences_of, torch_dtype, values_of
-from fastpack.torch.layout import TensorLayout
 
 CACHE_BYTES = 1 << 30
 
@@ -308,7 +307,7 @@ class RaggedDataset(Dataset[Any]):
         if wrong >= 0:
             raise IndexError(f"indices[{wrong}] is {indices[wrong]}, out of range: there are {self._size} sequences")
         chosen = self._rows(chosen)
-        layouts: list[TensorLayout] = []
+        layouts: list[BatchLayout] = []
         return self._joined([field.batch(chosen, layouts) for field in self._fields.values()])
 
     def __iter__(self) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastpack import checks
 from fastpack.checks import Array
-from fastpack.storage import Chunk, Grid, Mapped, Ragged, Rows, checked_offsets, portable, ragged_of, rows_of
+from fastpack.moves import Grid
+from fastpack.storage import Chunk, Mapped, Ragged, Rows, checked_offsets, portable, ragged_of, rows_of
 from fastpack.torch.batches import Field, Sequences, Texts, Values
 from fastpack.torch.bridge import is_dense
 
@@ -134,7 +135,7 @@ def _is_arrow(value: Any) -> bool:
 
 def _grid_of_tensor(tensor: Tensor) -> Grid:
     item_bytes = tensor.element_size()
-    return Grid.of(tuple(tensor.shape[1:]), [stride * item_bytes for stride in tensor.stride()], item_bytes)
+    return Grid.of(tuple(tensor.shape[1:]), [[stride * item_bytes for stride in tensor.stride()]], item_bytes)
 
 
 def _rows_of_tensor(tensor: Tensor) -> Rows:

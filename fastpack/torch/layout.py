@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastpack import blocks
 from fastpack.layout import measure_layout
 from fastpack.machine import run
-from fastpack.torch.bridge import PLAIN_TYPES, has_memory, is_dense
+from fastpack.torch.bridge import CPU, PLAIN_TYPES, has_memory, is_dense
 
 VECTOR = {(torch.int64, True, 1)}
 
@@ -45,13 +45,18 @@ class TensorLayout(NamedTuple):
 
 def from_lengths(lengths: Tensor, longest: int, total: int) -> TensorLayout:
     """Return the layout of checked lengths, a contiguous int64 tensor."""
-    # one block of memory for all: allocating is what costs here
-    B = lengths.shape[0]
-    block = lengths.new_empty(longest + 3 * B + 1)
-    batch_sizes, order, places, offsets = torch.unsafe_split_with_sizes(block, (longest, B, B, B + 1))
-    addresses = batch_sizes.data_ptr(), order.data_ptr(), places.data_ptr(), offsets.data_ptr()
-    run(blocks.SortByLength(lengths.data_ptr(), B, longest, *addresses))
+    batch_sizes, order, places, offsets = sorted_by_length(lengths.data_ptr(), lengths.shape[0], longest)
     return TensorLayout(lengths, batch_sizes, order, places, total, offsets)
+
+
+def sorted_by_length(lengths: int, B: int, longest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return batch_sizes, sorted_indices, unsorted_indices and offsets of B checked lengths at the address `lengths`."""
+    # one block of memory for all: allocating is what costs here
+    block = torch.empty(longest + 3 * B + 1, dtype=torch.int64, device=CPU)
+    start = block.data_ptr()
+    addresses = start, start + 8 * longest, start + 8 * (longest + B), start + 8 * (longest + 2 * B)
+    run(blocks.SortByLength(lengths, B, longest, *addresses))
+    return torch.unsafe_split_with_sizes(block, (longest, B, B, B + 1))  # type: ignore[return-value]
 
 
 def only_lengths(lengths: Tensor) -> TensorLayout:

@@ -6,6 +6,7 @@ from math import prod
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,42 +37,54 @@ def as_listed(sequences: Any) -> Listed | None:
     ------
     TypeError
         torch would cut values of one dtype to fit another.
+    RuntimeError
+        A sequence has no memory.
     """
     if not isinstance(sequences, (list, tuple)) or not sequences or not is_eager() or not set(map(type, sequences)) <= PLAIN_TYPES:
         return None
     try:
+        listed = _joined(sequences) or _apart(sequences)
+    except (RuntimeError, IndexError):  # a nested tensor has no shape, a single value no dimension, a sparse tensor no address
+        return None
+    if listed is not None and listed.addresses is not None:
+        check_memory(sequences, listed.addresses)
+    return listed
+
+
+def _joined(sequences: Sequence[Tensor]) -> Listed | None:
+    """Return short sequences of one dtype one after another, where that is all that autograd has to know of them.
+
+    What torch.cat has looked at in each tensor is asked of its result.
+    """
+    first, items = sequences[0], list(map(Tensor.numel, sequences))
+    total = sum(items)
+    if first.requires_grad and torch.is_grad_enabled():
+        return None
+    if total * first.itemsize >= JOINED_BELOW * len(items) or (total >= JOINED_SERIALLY and torch.get_num_threads() > 1):
+        return None
+    values = torch.cat(sequences)  # checks that rows are alike, but for a tensor (0,), which it passes over
+    if values.requires_grad or values.dtype is not first.dtype or not is_dense(values):
+        return None
+    if 0 in items:
         shapes = [sequence.shape for sequence in sequences]
-        counts = [shape[0] for shape in shapes]
-    except (RuntimeError, IndexError):  # a nested tensor has no shape, a single value no dimension
+        return None if _are_rows_unlike(shapes) else Listed(sequences, _as_tensor([shape[0] for shape in shapes]), False, values)
+    return Listed(sequences, torch.from_numpy(np.array(items, np.int64) // prod(values.shape[1:])), False, values)
+
+
+def _apart(sequences: Sequence[Tensor]) -> Listed | None:
+    shapes = [sequence.shape for sequence in sequences]
+    counts = [shape[0] for shape in shapes]
+    if _are_rows_unlike(shapes) or not _are_of_one_dtype(sequences):
         return None
-    first, row_bytes = sequences[0], prod(shapes[0][1:]) * sequences[0].element_size()
-    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
-    wanted = torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), sequences))
-    if not wanted and _are_worth_joining(sequences, sum(counts) * row_bytes):
-        try:
-            values = torch.cat(sequences)  # checks that rows are alike, but for a tensor (0,), which it passes over
-        except RuntimeError:
-            return None
-        if values.dtype is first.dtype and is_dense(values) and not (0 in counts and _are_rows_unlike(shapes)):
-            return Listed(sequences, lengths, False, values)
-    if _are_rows_unlike(shapes):
-        return None
-    if not _are_of_one_dtype(sequences):
-        return None
-    try:
-        addresses = addresses_of(sequences)
-    except RuntimeError:  # not strided memory
-        return None
+    addresses = addresses_of(sequences)
     if not are_dense(sequences):
         return None
-    check_memory(sequences, addresses)
-    return Listed(sequences, lengths, wanted, None, addresses)
+    needs_grad = torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), sequences))
+    return Listed(sequences, _as_tensor(counts), needs_grad, None, addresses)
 
 
-def _are_worth_joining(sequences: Sequence[Tensor], total_bytes: int) -> bool:
-    if total_bytes >= JOINED_BELOW * len(sequences):
-        return False
-    return total_bytes < JOINED_SERIALLY * sequences[0].element_size() or torch.get_num_threads() == 1
+def _as_tensor(counts: list[int]) -> Tensor:
+    return torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
 
 
 def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:

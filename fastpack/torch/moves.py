@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastpack import blocks
-from fastpack.moves import Source, gather_block, is_contiguous
+from fastpack.checks import Int64Array, address
+from fastpack.moves import Grid, is_contiguous
 from fastpack.torch import parallel, transit
 from fastpack.torch.bridge import has_memory
 from fastpack.torch.layout import TensorLayout, offsets_of, only_lengths
@@ -46,8 +47,8 @@ def pack_padded(padded: Tensor, layout: TensorLayout, batch_first: bool) -> Tens
         parallel.run(blocks.PackPadded(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, moved)
     else:
         first_rows = padded.data_ptr() + np.arange(layout.num_sequences) * sequence_bytes
-        each = np.array([(step_bytes, *(stride * item_bytes for stride in strides[2:]))])
-        _gather(Source(first_rows, each, trailing, item_bytes), layout, data)
+        each = [(step_bytes, *(stride * item_bytes for stride in strides[2:]))]
+        _gather(first_rows, Grid.of(trailing, each, item_bytes), layout, data)
     return data
 
 
@@ -79,7 +80,8 @@ def pack_listed(sequences: Sequence[Tensor], layout: TensorLayout, addresses: "a
         parallel.run(block, layout.num_rows, moved)
     elif moved:
         first_rows, strides = addresses or addresses_of(sequences), np.array([sequence.stride() for sequence in sequences], np.int64)
-        _gather(Source(np.frombuffer(first_rows, np.int64), strides * item_bytes, trailing, item_bytes), layout, data)
+        grid = Grid.of(trailing, strides * item_bytes, item_bytes, layout.lengths.numpy())
+        _gather(np.frombuffer(first_rows, np.int64), grid, layout, data)
     return data
 
 
@@ -93,8 +95,9 @@ def unpack_listed(data: Tensor, layout: TensorLayout) -> tuple[Tensor, ...]:
 
 def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
     """Rows of `values` (N, ...), one sequence after another, in packed order (N, ...)."""
-    values = values if is_contiguous(values.shape[1:], values.stride()[1:], 1) else values.contiguous()
-    data, offsets, item_bytes = transit.empty(values.shape, values.dtype), offsets_of(layout), values.element_size()
+    if not values.is_contiguous() and not is_contiguous(values.shape[1:], values.stride()[1:], 1):
+        values = values.contiguous()
+    data, offsets, item_bytes = transit.empty(tuple(values.shape), values.dtype), offsets_of(layout), values.element_size()
     moved = data.numel() * item_bytes
     if moved:
         home = values.data_ptr(), offsets.data_ptr(), values.stride(0) * item_bytes, moved // layout.num_rows
@@ -207,6 +210,5 @@ def check_memory(sequences: Sequence[Tensor], addresses: "array[int]") -> None:
                 raise RuntimeError(f"sequences[{k}] has no memory: its storage was emptied, or it is a lazy zero")
 
 
-def _gather(source: Source, layout: TensorLayout, data: Tensor) -> None:
-    block, _alive = gather_block(source, layout.lengths.numpy(), *layout.addresses(), data.data_ptr())
-    parallel.run(block, layout.num_rows, layout.num_rows * source.row_bytes)
+def _gather(first_rows: Int64Array, grid: Grid, layout: TensorLayout, data: Tensor) -> None:
+    parallel.run(grid.pack_block(address(first_rows), *layout.addresses(), data.data_ptr()), layout.num_rows, data.nbytes)

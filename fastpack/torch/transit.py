@@ -9,7 +9,7 @@ Up to 500 KB bytes would still be quicker, but a message beyond the 64 KB that a
 worker would stand there with the lock on the pipe that all workers share.
 """
 
-from collections.abc import Sequence
+from math import prod
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.multiprocessing import reductions
 from torch.utils.data import get_worker_info
 
-from fastpack.torch.bridge import is_dense
+from fastpack.torch.bridge import CPU, is_dense
 
 SMALL = 1 << 15  # bytes
 
@@ -29,14 +29,12 @@ def in_worker_process() -> bool:
     return info is not None and getattr(info, "worker_method", "multiprocessing") == "multiprocessing"
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return new memory of the CPU: for what is large, a worker process has it shared, so that it is not copied when it is sent."""
-    size = torch.Size(shape)
-    nbytes = size.numel() * dtype.itemsize
-    if nbytes <= SMALL or not in_worker_process():
-        return torch.empty(size, dtype=dtype, device="cpu")
-    storage: Any = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).view(size)
+    if not in_worker_process() or prod(shape) * dtype.itemsize <= SMALL:
+        return torch.empty(shape, dtype=dtype, device=CPU)
+    storage: Any = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype, device=CPU).set_(storage).view(shape)
 
 
 def send_small_tensors_as_bytes() -> None:
