@@ -38,7 +38,7 @@ class Data(NamedTuple):
 def real() -> Data:
     """Return the recordings that come with fastpack, who speaks as the label."""
     with np.load(RECORDINGS) as recordings:
-        return Data(recordings["values"].astype(np.float32, "C"), recordings["offsets"], recordings["speaker"].astype(np.int64))
+        return Data(recordings["values"].astype(np.float32), recordings["offsets"], recordings["speaker"].astype(np.int64))
 
 
 def synthetic(case: Case) -> Data:

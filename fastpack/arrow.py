@@ -17,8 +17,8 @@ import numpy as np
 
 from fastpack import checks
 from fastpack.checks import Array, Int64Array, address
-from fastpack.packed import Packed
 from fastpack.moves import Grid
+from fastpack.packed import Packed
 from fastpack.packing import pack_located, unpack_ragged
 from fastpack.storage import Chunk, Ragged, Rows, Stamp, grid_of
 

@@ -10,7 +10,7 @@ from fastpack import blocks
 from fastpack.machine import run
 
 _SixNumbers = ctypes.c_int64 * 6
-_ThreeNumbers = ctypes.c_int64 * 3
+ThreeNumbers = ctypes.c_int64 * 3
 
 
 class LengthFacts(NamedTuple):
@@ -41,6 +41,6 @@ def measure_lengths(lengths: int, B: int, limit: int) -> LengthFacts:
 
 def measure_layout(batch_sizes: int, T: int, sorted_indices: int, unsorted_indices: int, B: int, lengths: int) -> LayoutFacts:
     """Return the facts of a layout that came from outside, and write its B lengths at the address `lengths`."""
-    facts = _ThreeNumbers()
+    facts = ThreeNumbers()
     run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, lengths, ctypes.addressof(facts)))
     return tuple.__new__(LayoutFacts, facts[:])

@@ -14,10 +14,9 @@ import numpy as np
 
 from fastpack import blocks, checks
 from fastpack.checks import Array, Int64Array, address
+from fastpack.layout import ThreeNumbers
 from fastpack.machine import run
 from fastpack.moves import Grid, Located
-
-_ThreeNumbers = ctypes.c_int64 * 3
 
 PIECE = 1 << 20  # sequences looked at together where all are
 Recipe = tuple[Callable[..., Any], tuple[Any, ...]]  # how to make a storage anew in another process
@@ -93,14 +92,14 @@ class Ragged(_Chunked):
         ValueError
             The bounds of one are not within the rows that there are.
         """
-        found, facts = np.empty((2, len(indices)), np.int64), _ThreeNumbers()
-        first_rows, lengths = found
-        outputs = address(first_rows), address(lengths), ctypes.addressof(facts)
-        run(blocks.Locate(address(indices), len(indices), *self._places, *outputs))
-        longest, total, wrong = facts
+        B, facts = len(indices), ThreeNumbers()
+        found = np.empty((2, B), np.int64)
+        start = address(found)
+        run(blocks.Locate(address(indices), B, *self._places, start, start + 8 * B, ctypes.addressof(facts)))
+        longest, total, wrong = facts[:]
         if wrong >= 0:
             raise ValueError(self._complaint(int(indices[wrong])))
-        return Located(first_rows, lengths, longest, total, self._alive)
+        return Located(found[0], found[1], longest, total, self._alive)
 
     def _complaint(self, i: int) -> str:
         k = int(np.searchsorted(self._firsts, i, "right")) - 1

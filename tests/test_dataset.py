@@ -108,6 +108,8 @@ PER_SEQUENCE = {
     "rows": (np.arange(6.0 * B).reshape(B, 2, 3), torch.arange(6.0 * B, dtype=torch.float64).view(B, 2, 3)),
     "no items": (np.empty((B, 0)), torch.empty(B, 0, dtype=torch.float64)),
     "tensor": (torch.arange(B).bfloat16(), torch.arange(B).bfloat16()),
+    "integer tensor": (torch.arange(B), torch.arange(B)),
+    "turned tensor": (torch.arange(2.0 * B).view(2, B).T, torch.arange(2.0 * B).view(2, B).T),
     "arrow": (pa.chunked_array([np.arange(4), np.arange(4, B)]), torch.arange(B)),
     "arrow booleans": (pa.array([True] * B), torch.ones(B, dtype=torch.bool)),
 }

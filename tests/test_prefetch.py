@@ -275,14 +275,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), next(iterator)[1].tolist
     assert child(CALL + code) == "7 [2, 3]\n"
 
 
-def test_memory_is_pinned_where_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(prefetch, "pin_memory", lambda batch: pinned.append(batch) or batch)
-    made = list(loader(Sequences(), batch_size=4, num_threads=1, pin_memory=True))
-    assert [id(batch) for batch in pinned] == [id(batch) for batch in made]
-
-
 def test_errors_of_arguments() -> None:
     with pytest.raises(ValueError, match="num_threads is 2 and num_workers 1"):
         loader(Sequences(), num_threads=2, num_workers=1)
@@ -290,5 +282,8 @@ def test_errors_of_arguments() -> None:
         loader(Sequences(), num_threads=1.5)
     with pytest.raises(ValueError, match="prefetch_factor is 0, but needs at least 1"):
         loader(Sequences(), num_threads=1, prefetch_factor=0)
+    for dataset, said in ((5, "an int"), (None, "None"), (torch.nn.ReLU(), "a ReLU")):
+        with pytest.raises(TypeError, match=f"dataset is {said}, not a Dataset, a list of samples or an iterable of them"):
+            loader(dataset)
     with pytest.raises(ValueError, match="num_workers is 2, but each worker would read the whole of an iterable"):
         loader(iter([1]), batch_size=None, num_workers=2)

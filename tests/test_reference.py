@@ -72,7 +72,7 @@ def test_every_kernel_has_a_twin_with_its_argument_names():
         addresses = [name for name, hint in block.__annotations__.items() if hint.__metadata__ != ("int64",)]
         arrays = [name for name in addresses if name not in known and name not in scratch]
         taken = list(inspect.signature(twin).parameters)
-        assert [name for name in taken if name not in ("limit", "after", "cell", "reverse", "over_h", "add")] == arrays
+        assert [name for name in taken if name not in ("limit", "after", "step_bytes", "cell", "reverse", "over_h", "add")] == arrays
         assert set(taken) <= set(block._fields)
 
 
@@ -225,19 +225,74 @@ def test_pack_scattered(case: Case):
         view = memory[tuple(slice(None, None, 2) if k % 2 else slice(None, shape[axis]) for k, axis in enumerate(axes))]
         view = view.transpose(*np.argsort(axes), 1 + D)
         sequences.append(view[::-1] if i % 3 else view)
-    strides = np.array([item.strides[:-1] for item in sequences], np.int64)
-    first_rows, shape = pointers(sequences), np.array(row_shape, np.int64)
+    turned = np.moveaxis(random_array((*row_shape, N, item_bytes), np.uint8), D, 0)
+    alike = np.split(turned, np.cumsum(case.lengths)[:-1])  # all with the same strides
 
-    def run(packed: np.ndarray, shares) -> None:
-        where = (address(first_rows), address(strides), address(shape), D, item_bytes, case.row_bytes)
+    def run(parts: list[np.ndarray], apart: int, packed: np.ndarray, shares) -> None:
+        strides = np.array([item.strides[:-1] for item in (parts if apart else parts[:1])], np.int64)
+        first_rows, shape = pointers(parts), np.array(row_shape, np.int64)
+        where = (address(first_rows), address(strides), apart, address(shape), D, item_bytes, case.row_bytes)
         in_shares(blocks.PackScattered(*where, address(order), address(sizes), len(sizes), address(packed)), shares)
 
     for shares in splits(N):
         assert_alike(
-            lambda out, shares=shares: run(out, shares),
+            lambda out, shares=shares: run(sequences, 1 + D, out, shares),
             lambda out: reference.pack_scattered(sequences, order, sizes, out),
             (N, *case.trailing),
         )
+        assert_alike(
+            lambda out, shares=shares: run(alike, 0, out, shares),
+            lambda out: reference.pack_scattered(alike, order, sizes, out),
+            (N, *case.trailing),
+        )
+
+
+# ---- the twin and the kernel: where stored sequences are
+
+WRONG_BOUNDS = [(0, 9), (-1, 4), (4, 3), (2, 2**31 - 1), (2**63 - 1, 2**63 - 1), (-(2**63), 2**63 - 1)]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("chunks", [1, 2, 7])
+@pytest.mark.parametrize("moved", [0, 1])  # storage may begin at any address, as in a file
+def test_locate(chunks: int, dtype: str, moved: int):
+    random = np.random.default_rng(chunks)
+    counts = random.integers(1, 9, chunks)
+    firsts, origins = np.cumsum([0, *counts]), random.integers(0, 2**31 - 100, chunks)
+    rows, values = np.full(chunks, 8), random.integers(2**20, 2**40, chunks)
+    good = [origin + np.sort(random.integers(0, 9, (count, 2)), 1) for origin, count in zip(origins, counts, strict=True)]
+    for wrong in (None, *WRONG_BOUNDS):
+        pairs = [each.astype(dtype) for each in good]
+        if wrong:
+            info = np.iinfo(dtype)
+            pairs[-1][-1] = np.clip(np.array(wrong, object) + int(origins[-1]), info.min, info.max).astype(dtype)
+        memory = [np.empty(each.nbytes + moved, np.uint8) for each in pairs]
+        for home, each in zip(memory, pairs, strict=True):
+            home[moved:] = np.frombuffer(each.tobytes(), np.uint8)
+        places = pointers([home[moved:] for home in memory])
+        item_bytes = pairs[0].itemsize
+        for indices in (np.arange(firsts[-1]), random.integers(0, firsts[-1], 50), np.arange(0)):
+            found, expected = (tuple(np.full(count + 1, 7, np.int64) for count in (len(indices), len(indices), 3)) for _ in range(2))
+            where = (address(firsts), chunks, address(places), 2 * item_bytes, item_bytes, 0xFFFFFFFF if dtype == "uint32" else -1)
+            rest = (address(origins), address(rows), address(values), 48, *map(address, found))
+            machine.run(blocks.Locate(address(indices), len(indices), *where, *rest))
+            reference.locate(indices, firsts, pairs, origins, rows, values, 48, *(out[:-1] for out in expected))
+            assert [out.tolist() for out in found] == [out.tolist() for out in expected]
+            wrong_one = np.flatnonzero(indices == firsts[-1] - 1)[:1].tolist() if wrong else []
+            assert found[2][2] == (wrong_one or [-1])[0]
+
+
+def test_locate_reads_overlapping_bounds_and_counts_beyond_int64():
+    offsets, indices = np.array([0, 2**62, 2**62 + 3]), np.array([1, 0, 0])
+    places = pointers([offsets])
+    firsts, rows, nothing = np.array([0, 2]), np.array([2**62 + 3]), np.zeros(1, np.int64)
+    first_rows, lengths, facts = (np.empty(3, np.int64) for _ in range(3))
+    home = (address(firsts), 1, address(places), 8, 8, -1, address(nothing), address(rows), address(nothing), 1)
+    machine.run(blocks.Locate(address(indices), 3, *home, address(first_rows), address(lengths), address(facts)))
+    assert (lengths.tolist(), first_rows.tolist()) == ([3, 2**62, 2**62], [2**62, 0, 0])
+    assert facts.tolist() == [2**62, -1, -1]
+    reference.locate(indices, firsts, [np.stack([offsets[:-1], offsets[1:]], 1)], nothing, rows, nothing, 1, first_rows, lengths, facts)
+    assert facts.tolist() == [2**62, -1, -1]
 
 
 @each_case

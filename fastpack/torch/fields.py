@@ -139,7 +139,11 @@ def _grid_of_tensor(tensor: Tensor) -> Grid:
 
 
 def _rows_of_tensor(tensor: Tensor) -> Rows:
-    return Rows(_grid_of_tensor(tensor), [(len(tensor), tensor.data_ptr(), tensor)], (_rows_of_tensor, (tensor,)))
+    try:
+        held: Any = tensor.numpy()
+    except TypeError:  # NumPy has no such dtype, as bfloat16
+        held = tensor
+    return Rows(_grid_of_tensor(tensor), [(len(tensor), tensor.data_ptr(), held)], (_rows_of_tensor, (tensor,)))
 
 
 def _ragged_of_tensor(values: Tensor, offsets: Any) -> Ragged:

@@ -51,7 +51,7 @@ def as_listed(sequences: Any) -> Listed | None:
     return listed
 
 
-def _joined(sequences: Sequence[Tensor]) -> Listed | None:
+def _joined(sequences: list[Tensor] | tuple[Tensor, ...]) -> Listed | None:
     """Return short sequences of one dtype one after another, where that is all that autograd has to know of them.
 
     What torch.cat has looked at in each tensor is asked of its result.

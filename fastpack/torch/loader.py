@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -70,7 +70,7 @@ def loader(
         As DataLoader; there are both workers and threads; a `TokenBudgetStream` would be batched again; or many workers would
         each read the whole of an iterable.
     TypeError
-        `num_threads` is no integer.
+        `num_threads` is no integer, or `dataset` is neither a dataset nor iterable.
 
     Examples
     --------
@@ -119,6 +119,8 @@ class Loader(DataLoader[Any]):
         if isinstance(dataset, TokenBudgetStream) and batch_size is not None:
             raise ValueError(f"batch_size is {batch_size}, but a TokenBudgetStream gives batches, not samples: pass batch_size=None")
         if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__") or isinstance(dataset, IterableDataset)):
+            if not isinstance(dataset, Iterable):
+                raise TypeError(f"dataset is {checks.described(dataset)}, not a Dataset, a list of samples or an iterable of them")
             dataset = _Stream(dataset)
             if num_workers > 1:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class Source(NamedTuple):
 def source_of(loader: Any) -> Source:
     """Return how the batches of a DataLoader are made, of a dataset or of a stream, in batches or one by one."""
     dataset, is_batched = loader.dataset, loader.batch_sampler is not None
-    pins = loader.pin_memory and torch.accelerator.is_available()
+    pins = pins_memory(loader)
 
     def collated(samples: Any) -> Any:
         batch = loader.collate_fn(samples)
@@ -53,6 +54,16 @@ def source_of(loader: Any) -> Source:
         return END if not samples or (loader.drop_last and len(samples) < len(index)) else samples
 
     return Source(read, lambda samples: END if samples is END else collated(samples))
+
+
+def pins_memory(loader: Any) -> bool:
+    """Whether a DataLoader's batches are to be in pinned memory: as torch does without threads, where there is an accelerator."""
+    if not loader.pin_memory:
+        return False
+    if not torch.accelerator.is_available():
+        warnings.warn("'pin_memory' is set as true but no accelerator is found: memory is not pinned", stacklevel=5)  # as torch does
+        return False
+    return True
 
 
 class Prefetching(Iterator[Any]):
