@@ -91,3 +91,24 @@ def test_batches_of_a_stream_are_not_batched_again(options: dict[str, int]) -> N
     stream = TokenBudgetStream(samples(), BUDGET, length=steps)
     with pytest.raises(ValueError, match=r"^batch_size is \d, but a TokenBudgetStream gives batches, not samples: pass batch_size=None$"):
         loader(stream, **options)
+
+
+class Longer(torch.utils.data.IterableDataset):
+    """Says that it has one sample, and has three."""
+
+    def __iter__(self) -> Any:
+        return iter(FRAMES[:3])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_loader_without_workers_says_what_torchs_own_says() -> None:
+    dataset = RaggedDataset(FRAMES, OFFSETS)
+    with torch.autograd.profiler.profile(use_kineto=False) as profiled:
+        assert len(list(loader(dataset, batch_size=20))) == 3
+    assert len([event for event in profiled.function_events if event.name.startswith("enumerate(DataLoader)")]) == 4
+    made = loader(Longer(), batch_size=1)
+    assert len(made) == 1
+    with pytest.warns(UserWarning, match="Length of IterableDataset .* was reported to be 1.*, but [23] samples have been fetched"):
+        assert len(list(made)) == 3

@@ -14,7 +14,7 @@ EMPTY = "a sequence of length 0: pass allow_empty=True to accept sequences witho
 
 def is_container(value: Any) -> bool:
     """Whether a value has fields."""
-    if isinstance(value, (Tensor, np.ndarray, PackedSequence)):
+    if isinstance(value, (Tensor, np.ndarray, PackedSequence, int, float, str)):  # the last for speed: most labels are
         return False
     return isinstance(value, (tuple, list, Mapping)) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
@@ -45,6 +45,8 @@ def columns_of(values: Sequence[Any]) -> dict[Any, Sequence[Any]]:
 
 def rebuilt(first: Any, made: list[Any]) -> Any:
     """Return a container like `first`, with the fields `made`; a list in place of a tuple, as torch's default_collate has it."""
+    if isinstance(first, (tuple, list)):
+        return type(first)(*made) if hasattr(first, "_fields") else made
     if isinstance(first, Mapping):
         fields = dict(zip(first, made, strict=True))
         if isinstance(first, MutableMapping):
@@ -52,10 +54,6 @@ def rebuilt(first: Any, made: list[Any]) -> Any:
             clone.update(fields)
             return clone
         return type(first)(fields)  # type: ignore[call-arg]
-    if hasattr(first, "_fields"):
-        return type(first)(*made)
-    if isinstance(first, (tuple, list)):
-        return made
     clone = copy.copy(first)  # past __init__, which is there for samples
     for key, field in zip(_keys(first), made, strict=True):
         object.__setattr__(clone, key, field)
@@ -83,10 +81,10 @@ def unlike(values: Sequence[Any], are_sequences: bool, allow_empty: bool) -> str
 
 
 def _keys(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):  # which is quicker to ask than what is abstract
+        return getattr(value, "_fields", range(len(value)))
     if isinstance(value, Mapping):
         return value.keys()
-    if isinstance(value, (tuple, list)):
-        return getattr(value, "_fields", range(len(value)))
     return [field.name for field in dataclasses.fields(value)]
 
 
