@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Sequence
-from math import prod
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -68,7 +67,9 @@ def _joined(sequences: list[Tensor] | tuple[Tensor, ...]) -> Listed | None:
     if 0 in items:
         shapes = [sequence.shape for sequence in sequences]
         return None if _are_rows_unlike(shapes) else Listed(sequences, _as_tensor([shape[0] for shape in shapes]), False, values)
-    return Listed(sequences, torch.from_numpy(np.array(items, np.int64) // prod(values.shape[1:])), False, values)
+    lengths = np.array(items, np.int64)
+    lengths //= total // values.shape[0]  # the items of a row
+    return Listed(sequences, torch.from_numpy(lengths), False, values)
 
 
 def _apart(sequences: Sequence[Tensor]) -> Listed | None:
