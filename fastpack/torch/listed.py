@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpack.checks import LARGEST, address
+from fastpack.layout import LengthFacts, measure_lengths
 from fastpack.torch.bridge import PLAIN_TYPES, are_dense, is_dense, is_eager
 from fastpack.torch.moves import addresses_of, check_memory
 
@@ -21,6 +23,7 @@ class Listed(NamedTuple):
 
     tensors: Sequence[Tensor]
     lengths: Tensor  # (B,)
+    facts: LengthFacts
     needs_grad: bool
     values: Tensor | None = None  # all rows, one sequence after another, where short sequences were joined
     addresses: "array[int] | None" = None  # (B,), where they were not
@@ -55,21 +58,24 @@ def _joined(sequences: list[Tensor] | tuple[Tensor, ...]) -> Listed | None:
 
     What torch.cat has looked at in each tensor is asked of its result.
     """
-    first, items = sequences[0], list(map(Tensor.numel, sequences))
-    total = sum(items)
+    first, B = sequences[0], len(sequences)
     if first.requires_grad and torch.is_grad_enabled():
         return None
-    if total * first.itemsize >= JOINED_BELOW * len(items) or (total >= JOINED_SERIALLY and torch.get_num_threads() > 1):
+    items = np.fromiter(map(Tensor.numel, sequences), np.int64, B)
+    facts = measure_lengths(address(items), B, LARGEST)
+    total = facts.total
+    if total * first.itemsize >= JOINED_BELOW * B or (total >= JOINED_SERIALLY and torch.get_num_threads() > 1):
         return None
     values = torch.cat(sequences)  # checks that rows are alike, but for a tensor (0,), which it passes over
     if values.requires_grad or values.dtype is not first.dtype or not is_dense(values):
         return None
-    if 0 in items:
+    if facts.empty >= 0:
         shapes = [sequence.shape for sequence in sequences]
-        return None if _are_rows_unlike(shapes) else Listed(sequences, _as_tensor([shape[0] for shape in shapes]), False, values)
-    lengths = np.array(items, np.int64)
-    lengths //= total // values.shape[0]  # the items of a row
-    return Listed(sequences, torch.from_numpy(lengths), False, values)
+        return None if _are_rows_unlike(shapes) else Listed(sequences, *_measured([shape[0] for shape in shapes]), False, values)
+    row_items = total // values.shape[0]
+    items //= row_items
+    facts = LengthFacts(facts.longest // row_items, values.shape[0], *facts[2:])
+    return Listed(sequences, torch.from_numpy(items), facts, False, values)
 
 
 def _apart(sequences: Sequence[Tensor]) -> Listed | None:
@@ -81,11 +87,12 @@ def _apart(sequences: Sequence[Tensor]) -> Listed | None:
     if not are_dense(sequences):
         return None
     needs_grad = torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), sequences))
-    return Listed(sequences, _as_tensor(counts), needs_grad, None, addresses)
+    return Listed(sequences, *_measured(counts), needs_grad, None, addresses)
 
 
-def _as_tensor(counts: list[int]) -> Tensor:
-    return torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
+def _measured(counts: list[int]) -> tuple[Tensor, LengthFacts]:
+    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)  # torch.tensor takes 10 times as long
+    return lengths, measure_lengths(lengths.data_ptr(), len(counts), LARGEST)
 
 
 def _are_of_one_dtype(sequences: Sequence[Tensor]) -> bool:

@@ -97,10 +97,10 @@ def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
     """Rows of `values` (N, ...), one sequence after another, in packed order (N, ...)."""
     if not values.is_contiguous() and not is_contiguous(values.shape[1:], values.stride()[1:], 1):
         values = values.contiguous()
-    data, offsets, item_bytes = transit.empty(tuple(values.shape), values.dtype), offsets_of(layout), values.element_size()
-    moved = data.numel() * item_bytes
+    data, moved = transit.empty(tuple(values.shape), values.dtype), values.nbytes
     if moved:
-        home = values.data_ptr(), offsets.data_ptr(), values.stride(0) * item_bytes, moved // layout.num_rows
+        step_bytes, row_bytes = values.stride(0) * values.itemsize, moved // layout.num_rows
+        home = values.data_ptr(), offsets_of(layout).data_ptr(), step_bytes, row_bytes
         parallel.run(blocks.PackRagged(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, moved)
     return data
 

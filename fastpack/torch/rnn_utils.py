@@ -152,7 +152,7 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True, *, allow
     listed = as_listed(sequences)
     if listed is None:
         return theirs.pack_sequence(sequences, enforce_sorted)
-    facts = measure_lengths(listed.lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
+    facts = listed.facts
     problem = _problem(facts, listed.lengths, facts.longest, enforce_sorted, allow_empty)
     if problem and allow_empty:  # torch would first refuse what is empty
         raise RuntimeError(problem)
@@ -234,8 +234,7 @@ def pad_sequence(
     if listed is None or not fits:
         return theirs.pad_sequence(sequences, batch_first, padding_value, padding_side)
     lengths = listed.lengths
-    facts = measure_lengths(lengths.data_ptr(), len(listed.tensors), 2**63 - 1)
-    form = Padded(batch_first, facts.longest, int(padding_side == "right"), float(padding_value))  # -1 fits no uint8, says torch
+    form = Padded(batch_first, listed.facts.longest, int(padding_side == "right"), float(padding_value))  # -1 fits no uint8, says torch
     if listed.values is not None:
         return moves.pad_ragged(listed.values, lengths, *form)
     if listed.needs_grad:
