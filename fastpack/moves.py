@@ -25,7 +25,7 @@ class Pieces(NamedTuple):
 
     shape: Int64Array  # (D,), D >= 1: a row's pieces, of bytes that lie side by side
     strides: Int64Array  # (B or 1, 1 + D) bytes: from row to row, then along each dimension of the pieces
-    piece_bytes: int
+    arguments: tuple[int, int, int, int, int, int]  # what PackScattered is told of this, from `strides` to `row_bytes`
 
 
 class Grid(NamedTuple):
@@ -60,28 +60,18 @@ class Grid(NamedTuple):
         apart = np.zeros((len(strides), 1 + max(outer, 1)), np.int64)
         apart[:, : 1 + outer] = strides[:, : 1 + outer]
         shape = np.array(trailing[:outer] or [1], np.int64)
-        return cls(trailing, row_bytes, step_bytes, Pieces(shape, apart, prod(trailing[outer:]) * item_bytes))
+        piece_bytes, strides_apart = prod(trailing[outer:]) * item_bytes, apart.shape[1] if len(apart) > 1 else 0
+        arguments = address(apart), strides_apart, address(shape), len(shape), piece_bytes, row_bytes
+        return cls(trailing, row_bytes, step_bytes, Pieces(shape, apart, arguments))
 
     def pack_block(
         self, first_rows: int, sorted_indices: int, batch_sizes: int, T: int, packed: int
     ) -> blocks.PackListed | blocks.PackScattered:
         """Return the block that packs the rows of sequences whose first rows are at `first_rows` (B,); all but T are addresses."""
+        rows = sorted_indices, batch_sizes, T, packed
         if self.pieces is None:
-            return blocks.PackListed(first_rows, self.step_bytes, self.row_bytes, sorted_indices, batch_sizes, T, packed)
-        shape, strides, piece_bytes = self.pieces
-        return blocks.PackScattered(
-            first_rows=first_rows,
-            strides=address(strides),
-            strides_apart=strides.shape[1] if len(strides) > 1 else 0,
-            row_shape=address(shape),
-            D=len(shape),
-            item_bytes=piece_bytes,
-            row_bytes=self.row_bytes,
-            sorted_indices=sorted_indices,
-            batch_sizes=batch_sizes,
-            T=T,
-            packed=packed,
-        )
+            return blocks.PackListed(first_rows, self.step_bytes, self.row_bytes, *rows)
+        return blocks.PackScattered(first_rows, *self.pieces.arguments, *rows)
 
 
 def is_contiguous(trailing: Sequence[int], strides: Sequence[int], item: int) -> bool:

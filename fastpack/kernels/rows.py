@@ -192,7 +192,7 @@ def gathering(copy):
         # in C order: the last dimension by its stride, the others by division, so that no index is kept
         to, strides = packed_row, advance(home.strides, i * home.strides_apart + 1)
         last = home.D - 1
-        for outer in range(row_bytes // home.item_bytes // home.row_shape[last]):
+        for outer in range(home.lines):
             start, rest = row, outer
             for d in range(last - 1, -1, -1):
                 start = advance(start, rest % home.row_shape[d] * strides[d])
@@ -228,7 +228,7 @@ def pack_scattered(
     begin, end, first_rows, strides, strides_apart, row_shape, D, item_bytes, row_bytes, sorted_indices, batch_sizes, T, packed
 ):
     rows = Packed(packed, row_bytes, sorted_indices, batch_sizes, T)
-    home = Scattered(first_rows, strides, strides_apart, row_shape, D, item_bytes)
+    home = Scattered(first_rows, strides, strides_apart, row_shape, D, item_bytes, row_bytes // item_bytes // row_shape[D - 1])
     if item_bytes == 4:
         walk(begin, end, TILED, gather_block_4, gather_4, rows, home)
     elif item_bytes == 8:
