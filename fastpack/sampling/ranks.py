@@ -75,6 +75,10 @@ def level(dealt: Int64Array, lengths: Int64Array) -> bool:
         return True
     steps = lengths[dealt]
     totals = steps.sum(axis=0)
+    if _extremes(totals)[2] <= UNEVEN * totals.mean():
+        return True
+    candidates = _most_uneven(steps)
+    steps = steps[candidates]
     for _ in range(32 * W):
         most, least, gap = _extremes(totals)
         if gap <= UNEVEN * totals.mean():
@@ -83,11 +87,21 @@ def level(dealt: Int64Array, lengths: Int64Array) -> bool:
         change = int(steps[k, most] - steps[k, least])
         if not 0 < change < gap:
             break
-        for table in (steps, dealt):
-            table[k, [most, least]] = table[k, [least, most]]
+        for table, row in ((steps, k), (dealt, candidates[k])):
+            table[row, [most, least]] = table[row, [least, most]]
         totals[most] -= change
         totals[least] += change
     return False
+
+
+def _most_uneven(steps: Int64Array) -> Int64Array:
+    """Return `CANDIDATES` of the columns (C, W), or all if they are fewer: those in which the ranks' steps differ most.
+
+    In sorted sequences all columns' differences add up to no more than the longest, so that those of the others are too small to matter.
+    """
+    if len(steps) <= CANDIDATES:
+        return np.arange(len(steps))
+    return np.sort(np.argpartition(np.ptp(steps, axis=1), -CANDIDATES)[-CANDIDATES:])
 
 
 def exchange(indices: Int64Array, offsets: Int64Array, lengths: Int64Array, max_tokens: int) -> None:
@@ -120,9 +134,11 @@ def exchange(indices: Int64Array, offsets: Int64Array, lengths: Int64Array, max_
         for table in (steps, indices):
             table[k, (most, least)] = table[k[::-1], (least, most)]
         for rank, change_of, row in ((most, -moved, k[0]), (least, moved, k[1])):
-            here = slice(offsets[batch[row]], offsets[batch[row] + 1])
-            sums[batch[row], rank] = np.maximum(steps[here, rank], 1).sum()
-            tops[batch[row], rank] = steps[here, rank].max()
+            came, b = int(steps[row, rank]), batch[row]
+            left = came - change_of
+            sums[b, rank] += max(came, 1) - max(left, 1)
+            was_longest = left == tops[b, rank]
+            tops[b, rank] = steps[offsets[b] : offsets[b + 1], rank].max() if was_longest else max(tops[b, rank], came)
             totals[rank] += change_of
 
 
