@@ -136,7 +136,7 @@ class Ragged(_Chunked):
     def _complaint(self, indices: Int64Array, pairs: Int64Array, lengths: Int64Array) -> str:
         rows, origins = (np.broadcast_to(each[self._chunks_of(indices)], len(indices)) for each in (self._rows, self._origin))
         k = int(np.argmax((lengths < 0) | (pairs < 0).any(axis=1) | (pairs > rows[:, None]).any(axis=1)))
-        start, end = (pairs[k] + origins[k]).tolist()
+        start, end = (pairs[k] + origins[k]).view(np.uint64 if self._pairs.dtype == np.uint64 else np.int64).tolist()
         return (
             f"offsets of sequence {indices[k]} are {start} and {end}, but offsets never decrease, "
             f"and there are rows {origins[k]} to {origins[k] + rows[k]}"
@@ -196,7 +196,7 @@ def checked_offsets(value: Any, N: int, name: str = "offsets") -> Array:
         raise ValueError(f"{name}[{len(found) - 1}] is {found[-1]}, but offsets end at the number of rows, and values has {N}")
     if found.itemsize in (4, 8) and found.dtype.isnative and found.strides == (found.itemsize,):
         return found
-    return found.astype(np.int64)
+    return np.ascontiguousarray(found, found.dtype.newbyteorder("=") if found.itemsize in (4, 8) else np.int64)
 
 
 def gather_rows(source: Source, target: int) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpack.checks import Int64Array
+from fastpack.checks import Int64Array, counted
 from fastpack.show.facts import COLOURS, PADDING, histogram
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def plan(report: "SamplerReport", console: "Console") -> None:
         facts.add_row("ranks wait", f"{report.waiting:.2%}", "of the time, if real steps take it")
     for name, number in (("left out", report.dropped), ("taken twice", report.repeated)):
         if number:
-            facts.add_row(name, f"{number:,}", "sequence" + "s" * (number != 1))
+            facts.add_row(name, *counted(number, "sequence").split())
     console.print(facts)
 
 
@@ -55,7 +55,7 @@ def summary(report: "SamplerReport") -> str:
     """Return how many sequences and steps make how many batches, in words."""
     K, W = report.batch_steps.shape
     ranks = f" on each of {W:,} ranks" if W > 1 else ""
-    return f"{report.sequences:,} sequences, {report.steps:,} real steps, in {K:,} batch{'es' * (K != 1)}{ranks}"
+    return f"{counted(report.sequences, 'sequence')}, {counted(report.steps, 'real step')}, in {counted(K, 'batch')}{ranks}"
 
 
 def plan_figure(report: "SamplerReport") -> "Figure":
