@@ -235,9 +235,7 @@ def score(
     inputs: Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
     column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
-    result: Annotated[
-        list[str] | None, typer.Option(help="last (states; the default), rows (of every step); repeatable.", show_default=False)
-    ] = None,
+    result: Annotated[list[str] | None, typer.Option(help="last (states; the default), rows (of each step); repeatable.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to keep; repeatable.", show_default=False)] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep all columns.")] = False,
     prefix: Annotated[str, typer.Option(help="What stands before the weights' names, as encoder.rnn.", show_default=False)] = "",
