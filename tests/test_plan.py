@@ -108,6 +108,9 @@ def test_figure_of_small_data_sets(lengths):
     drawn = show.plan_figure(TokenBudgetBatchSampler(lengths, 9).report())
     drawn.canvas.draw()
     padding = drawn.axes[2]
+    numbered = [axis for axes in drawn.axes for axis in (axes.xaxis, axes.yaxis) if axis is not padding.yaxis]
+    assert all(value == round(value) for axis in numbered for value in axis.get_majorticklocs().tolist())
+    assert drawn.axes[3].get_title() == "one rank"
     assert [round(bar.get_width(), 6) for bar in padding.patches[3:]] == [sum(lengths)] * 3
 
 
