@@ -24,6 +24,14 @@ SAMPLERS: dict[str, Callable[..., BatchSampler]] = {
     "BinPackingBatchSampler": lambda lengths, **who: BinPackingBatchSampler(lengths, 4096, **who),
 }
 
+HARD: dict[str, Callable[[np.random.Generator], tuple[np.ndarray, int]]] = {  # lengths, and a budget
+    "speech in samples at 16 kHz": lambda random: (lengths_of("speech") * 640 + random.integers(0, 640, MANY), 5_000_000),
+    "all lengths different": lambda random: (random.permutation(MANY) + 1, 10 * MANY),
+    "all lengths different, one or two a batch": lambda random: (random.permutation(MANY) + 1, MANY),
+    "all lengths equal, one a batch": lambda random: (np.full(MANY, 7), 7),
+    "a heavy tail": lambda random: (np.minimum(random.pareto(1.1, MANY) * 10 + 1, 10**9).astype(np.int64), 10**9),
+}
+
 
 @cache
 def lengths_of(kind: str, B: int = MANY) -> np.ndarray:
@@ -53,11 +61,15 @@ def bench_plan(benchmark: Any, kind: str, name: str, W: int) -> None:
     benchmark.pedantic(planned, (name, lengths_of(kind), W), rounds=3)
 
 
-def bench_bins_of_many_different_lengths(benchmark: Any) -> None:
-    """Time the hardest for bins, which take a step for each different length: 340,000 of them, speech in samples at 16 kHz."""
-    lengths = lengths_of("speech") * 640 + np.random.default_rng(1).integers(0, 640, MANY)
-    benchmark.group, benchmark.name = f"batches of {MANY:,} recordings, in samples", "BinPackingBatchSampler"
-    benchmark.pedantic(lambda: BinPackingBatchSampler(lengths, 5_000_000, rank=0, world_size=1).plan(), rounds=3)
+@pytest.mark.parametrize("W", [1, 8])
+@pytest.mark.parametrize("name", ["TokenBudgetBatchSampler", "BinPackingBatchSampler"])
+@pytest.mark.parametrize("kind", HARD)
+def bench_hard(benchmark: Any, kind: str, name: str, W: int) -> None:
+    """Time what has the most batches, different lengths or exchanges between ranks for its number of sequences."""
+    lengths, max_tokens = HARD[kind](np.random.default_rng(1))
+    sampler = {"TokenBudgetBatchSampler": TokenBudgetBatchSampler, "BinPackingBatchSampler": BinPackingBatchSampler}[name]
+    benchmark.group, benchmark.name = f"batches of {MANY:,}: {kind}", f"{name}, {W} rank{'s' * (W > 1)}"
+    benchmark.pedantic(lambda: sampler(lengths, max_tokens, rank=0, world_size=W).plan(), rounds=3)
 
 
 def bench_stream(benchmark: Any) -> None:

@@ -185,7 +185,7 @@ def sequences(arrays: list[Any], name: str, nulls: str, recipe: Any) -> Column:
     checks.choice(nulls, "nulls", NULLS)
     kind = arrays[0].type
     if not is_list(kind):
-        raise TypeError(f"{name} is of Arrow type {kind}, but sequences are lists ({LISTS}) of numbers")
+        raise TypeError(no_lists(name, kind))
     arrays = [array for array in arrays if len(array)]
     if not arrays:
         raise ValueError(f"{name} has no row: a batch needs at least one sequence")
@@ -197,6 +197,13 @@ def sequences(arrays: list[Any], name: str, nulls: str, recipe: Any) -> Column:
         if len(other) and other.shape[1:] != first.shape[1:]:
             raise ValueError(f"{name} has rows of shape {other.shape[1:]} in chunk {k}, but of {first.shape[1:]} before")
     return Column(Ragged(grid_of(first), chunks, recipe), first.dtype, valid)
+
+
+def no_lists(name: str, kind: Any) -> str:
+    """Return what is wrong with a column of an Arrow type that is none of lists."""
+    if _types.is_null(kind):
+        return f"{name} is of Arrow type null, of nulls alone: give it a type, as by column.cast(pyarrow.list_(pyarrow.float32()))"
+    return f"{name} is of Arrow type {kind}, but sequences are lists ({LISTS}) of numbers"
 
 
 def valid_rows(table: Any, name: str, nulls: str) -> Int64Array | None:
@@ -274,6 +281,8 @@ def _items(array: Any, name: str) -> Array:
     kind = array.type
     if _types.is_boolean(kind):
         return np.require(array.to_numpy(zero_copy_only=False))
+    if _types.is_null(kind):
+        raise TypeError(f"{name} has values of Arrow type null, as where there is none: give it a type, as by pyarrow.compute.cast")
     if not (_types.is_integer(kind) or _types.is_floating(kind) or _types.is_timestamp(kind) or _types.is_duration(kind)):
         raise TypeError(f"{name} holds values of Arrow type {kind}: cast them to numbers first, as by pyarrow.compute.cast")
     found: Array = array.to_numpy(zero_copy_only=True)

@@ -76,6 +76,34 @@ class Locate(NamedTuple):
     facts: Int64s  # out (3,): longest, total or -1 where int64 cannot hold it, first of wrong bounds or -1
 
 
+class CutInARow(NamedTuple):
+    """Batches of costs in a row, each of as many as fit."""
+
+    costs: Int64s  # (n,), 1 <= costs[i] <= max_tokens
+    n: Size  # at least 1
+    max_tokens: Size
+    max_sequences: Size
+    offsets: Int64s  # out (K + 1,): batch k has the costs offsets[k]:offsets[k + 1]. Room for as many as there can be: see sampling/cut.py
+    facts: Int64s  # out (1,): K
+
+
+class FirstFit(NamedTuple):
+    """Bins of costs by first fit decreasing: each cost goes into the first bin that has room."""
+
+    costs: Int64s  # (n,), 1 <= costs[i] <= max_tokens, which never rise
+    n: Size  # at least 1
+    max_tokens: Size
+    max_sequences: Size
+    order: Int64s  # out (n,): the costs in the order of their bins
+    offsets: Int64s  # out (K + 1,): bin k has the costs order[offsets[k]:offsets[k + 1]]; room likewise
+    facts: Int64s  # out (1,): K
+    bins: Int64s  # working memory (n,), where each cost goes
+    rooms: Int64s  # working memory, a number for each bin that there can be, how many steps it has left
+    following: Int64s  # working memory, likewise: lists of bins
+    fitting: Int64s  # working memory, zeros, a set of bins: see kernels/batches.py
+    leaves: Size  # which of its words is the first that holds members
+
+
 class PackPadded(NamedTuple):
     """Rows of a padded batch into packed order. Shares: packed rows, 0 to N."""
 

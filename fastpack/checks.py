@@ -328,6 +328,12 @@ def _is_masked(value: Any) -> bool:
     return isinstance(value, np.ndarray) and hasattr(value, "mask")  # without importing numpy.ma
 
 
+def counted(number: int, noun: str) -> str:
+    """Return so many of something in words: 1 batch, 2 batches."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def described(value: Any) -> str:
     """Return what kind of object `value` is."""
     kind = type(value).__name__

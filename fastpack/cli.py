@@ -5,6 +5,7 @@ user's, 1 where something is missing or fails, 130 after Ctrl-C.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,17 @@ def fail(command: str, message: str, code: int = 2) -> NoReturn:
     """Say in one line what is wrong, and exit."""
     typer.echo(f"fastpack {command}: {' '.join(message.split())}", err=True)
     raise typer.Exit(code)
+
+
+def as_options(message: str) -> str:
+    """Return what the library says of its arguments in terms of the command's options."""
+    options = {"world_size": "--ranks", "results": "--result"}
+    names = "max_tokens|max_sequences|batch_size|too_long|remainder|seed|world_size|results|keep"
+    return re.sub(
+        rf'(?<![\'"])\b({names})\b(?:="(\w+)")?',
+        lambda found: options.get(found[1], f"--{found[1].replace('_', '-')}") + (f" {found[2]}" if found[2] else ""),
+        message,
+    )
 
 
 def need(command: str, module: str, extra: str) -> None:
@@ -173,6 +185,7 @@ def plan(
     bins: Annotated[bool, typer.Option("--bins", help="Fill batches to the last step: first fit decreasing.")] = False,
     too_long: Annotated[str, typer.Option(help="A sequence beyond --max-tokens: error, alone (a batch of its own) or drop.")] = "error",
     ranks: Annotated[int, typer.Option(help="Processes that share the data.")] = 1,
+    remainder: Annotated[str, typer.Option(help="Sequences beyond a multiple of --ranks: keep, drop or repeat.")] = "keep",
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     offsets: Annotated[bool, typer.Option("--offsets", help="The file holds offsets, 0 and where each sequence ends.")] = False,
     column: Annotated[str, typer.Option(help="Of a .parquet: its column of lists, or of lengths.", show_default=False)] = "",
@@ -193,17 +206,19 @@ def plan(
     try:
         lengths = lengths_file.read(file, offsets, column)
     except (OSError, TypeError, ValueError, OverflowError) as error:
-        fail("plan", f"{file}: {getattr(error, 'strerror', None) or error}")
+        said, full = getattr(error, "strerror", None) or str(error), str(Path(file).absolute())
+        fail("plan", said.replace(full, file) if full in said else f"{file or 'FILE'}: {said}")
     try:
         sampler: BatchSampler
+        shared: dict[str, Any] = {"seed": seed, "rank": 0, "world_size": ranks, "remainder": remainder}
         if max_tokens is None:
-            sampler = LengthGroupedBatchSampler(lengths, batch_size or 0, seed=seed, rank=0, world_size=ranks)
+            sampler = LengthGroupedBatchSampler(lengths, batch_size or 0, **shared)
         else:
             kind = BinPackingBatchSampler if bins else TokenBudgetBatchSampler
-            sampler = kind(lengths, max_tokens, max_sequences=max_sequences, too_long=too_long, seed=seed, rank=0, world_size=ranks)
+            sampler = kind(lengths, max_tokens, max_sequences=max_sequences, too_long=too_long, **shared)
         report = sampler.report()
     except (ValueError, OverflowError) as error:
-        fail("plan", str(error))
+        fail("plan", as_options(str(error)))
     console = new_console()
     show.plan(report, console)
     if png is not None:
@@ -220,7 +235,7 @@ def score(
     inputs: Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
     column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
-    result: Annotated[list[str] | None, typer.Option(help="last (states), rows (of every step); repeatable.  [default: last]")] = None,
+    result: Annotated[list[str] | None, typer.Option(help="last (states; the default), rows (of each step); repeatable.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to keep; repeatable.", show_default=False)] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep all columns.")] = False,
     prefix: Annotated[str, typer.Option(help="What stands before the weights' names, as encoder.rnn.", show_default=False)] = "",
@@ -249,7 +264,13 @@ def score(
     try:
         files = parts.inputs(inputs)
         names = parts.columns(files[0]) if keep_all else keep or []
+    except (ValueError, OSError) as error:
+        fail("score", parts.said(error))
+    try:
         scorer = Scorer(found.layer, column, tuple(result or ["last"]), tuple(names), threads)
+    except ValueError as error:
+        fail("score", as_options(str(error)))
+    try:
         job = parts.plan(files, scorer, found.digest, output)
         missing = score_files.prepare(job, overwrite)
     except (TypeError, ValueError, OSError) as error:

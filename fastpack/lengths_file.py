@@ -40,7 +40,10 @@ def read(file: str, as_offsets: bool = False, column: str = "") -> Int64Array:
 
 
 def _from_text(path: Path) -> tuple[str, Any]:
-    return "lengths", parse(path.read_bytes().decode("utf-8-sig", errors="replace"))
+    try:
+        return "lengths", parse(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no text in UTF-8; files that are none have names in {', '.join([*READERS, '.parquet'])}") from error
 
 
 def _from_npy(path: Path) -> tuple[str, Any]:
@@ -84,7 +87,7 @@ def parse(text: str, lines: bool = True, most: int = MOST, too_much: str = TOO_M
     if not lengths or min(lengths) < 0 or max(lengths) > most:
         k, entry, wrong = next((k, entry, wrong) for k, entry in enumerate(entries) if (wrong := _wrong_with(entry, most, too_much)))
         where = f" (line {_line_of(text, k)})" if lines else ""
-        raise ValueError(f"entry {k + 1}{where} is {entry[:40]!r}, {wrong}")
+        raise ValueError(f"entry {k + 1}{where} is {entry if len(entry) <= 40 else entry[:39] + '…'!r}, {wrong}")
     return lengths
 
 
@@ -93,7 +96,7 @@ def _wrong_with(entry: str, most: int, too_much: str) -> str:
     try:
         length = int(entry)
     except ValueError:
-        return "not a whole number"
+        return too_much if entry.isdecimal() else "not a whole number"  # Python reads no more than 4,300 digits
     if length < 0:
         return "but a length is 0 or more"
     return too_much if length > most else ""

@@ -75,6 +75,8 @@ def _layer(mapping: Mapping[str, Any], prefix: str, nonlinearity: str) -> LSTM |
     if nonlinearity and gates != 1:
         raise ValueError("--nonlinearity is an RNN's, but the weights are not")
     if gates == 1:
+        if not nonlinearity:
+            raise ValueError("the weights are an RNN's, but do not say of which nonlinearity: pass --nonlinearity tanh or relu")
         checks.choice(nonlinearity, "--nonlinearity", ("tanh", "relu"))
         return RNN.from_state_dict(mapping, prefix, nonlinearity=nonlinearity)
     if gates not in (3, 4):

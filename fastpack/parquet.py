@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Files:
         return Files, (None, self.stamps)
 
     def _footer(self, stamp: Stamp) -> Any:
+        Path(stamp.path).open("rb").close()  # what the system has against it comes as the system says it
         try:
             return parquet.read_metadata(stamp.path)
         except (pa.ArrowException, OSError) as error:
@@ -178,11 +180,13 @@ def lengths_of(path: Any, column: str = "") -> Array:
     opened = Files(path)
     lists = opened.lists()
     if not column and len(lists) != 1:
-        raise ValueError(f"has the columns of lists {', '.join(map(repr, lists)) or 'none'}: choose one column, by --column")
+        several = f"the columns of lists {', '.join(map(repr, lists))}" if lists else "no column of lists"
+        raise ValueError(f"has {several}: choose one {'of them' if lists else 'of lengths'}, by --column")
     name = column or lists[0]
     kind = opened.kind(name)
     if not (is_list(kind) or pa.types.is_integer(kind)):
-        raise TypeError(f"column {name!r} is of Arrow type {kind}, but lengths are those of lists, or integers")
+        nulls = " (no values but nulls)" if pa.types.is_null(kind) else ""
+        raise TypeError(f"column {name!r} is of Arrow type {kind}{nulls}, but lengths are those of lists, or integers")
     pieces = []
     for group in range(len(opened.groups)):  # one at a time: what is in the lists takes far more memory than how long they are
         found = opened.read(group, name).column(name)

@@ -98,7 +98,7 @@ def footer_of(path: Any) -> Any:
     OSError
         It is not there, or cannot be read.
     """
-    Path(path).stat()
+    Path(path).open("rb").close()  # what the system has against it comes as the system says it
     try:
         return parquet.read_metadata(path)
     except (pa.ArrowException, OSError) as error:

@@ -100,6 +100,29 @@ def locate(
     facts[2] = _first(wrong)
 
 
+def cut_in_a_row(costs: Int64Array, max_tokens: int, max_sequences: int, offsets: Int64Array, facts: Int64Array) -> None:
+    """Cut costs (n,) into batches that take from them in order, each as many as fit; find how many batches, and where each begins."""
+    begins = [0]
+    for i in range(1, len(costs)):
+        if i - begins[-1] == max_sequences or costs[begins[-1] : i + 1].sum() > max_tokens:
+            begins.append(i)
+    facts[0] = len(begins)
+    offsets[: len(begins) + 1] = [*begins, len(costs)]
+
+
+def first_fit(costs: Int64Array, max_tokens: int, max_sequences: int, order: Int64Array, offsets: Int64Array, facts: Int64Array) -> None:
+    """Put each of costs (n,), which never rise, into the first bin that has room; find how many bins, and what is in each."""
+    n = len(costs)
+    bins, rooms, counts = np.zeros(n, np.int64), np.full(n, max_tokens), np.zeros(n, np.int64)
+    for i, cost in enumerate(costs):
+        bins[i] = k = np.argmax((rooms >= cost) & (counts < max_sequences))  # one that is still empty has room for any
+        rooms[k] -= cost
+        counts[k] += 1
+    facts[0] = np.count_nonzero(counts)
+    order[:] = np.argsort(bins, kind="stable")
+    offsets[: facts[0] + 1] = np.cumsum([0, *counts[: facts[0]]])
+
+
 def pack_padded(padded: Array, sorted_indices: Int64Array, batch_sizes: Int64Array, packed: Array) -> None:
     """Move rows of a padded batch (B, T, ...) into packed order (N, ...)."""
     pack_listed(list(padded), sorted_indices, batch_sizes, packed)

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastpack import parts
+from fastpack.checks import counted
 from fastpack.parts import Job, Part
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ def prepare(job: Job, overwrite: bool) -> list[Part]:
         It has parts of another model or input, and `overwrite` is not set.
     """
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f"{folder} is a file: choose a folder for what is written") from error
     others = parts.foreign(job)
     if others and not overwrite:
         raise ValueError(
-            f"{folder} has {len(others)} parts of another model, input or choice of columns, such as {others[0].name}: "
+            f"{folder} has {counted(len(others), 'part')} of another model, input or choice of columns, such as {others[0].name}: "
             "choose another folder, or pass --overwrite to remove them"
         )
     for path in others:
@@ -59,16 +63,17 @@ def run(console: "Console", job: Job, missing: list[Part], address: str) -> None
             for done in _on_cluster(job, missing, address) if address else _here(job, missing):
                 bar.advance(task, done)
     except Exception as error:
-        complete = sum(job.is_done(part) for part in job.parts)
+        complete, total = sum(job.is_done(part) for part in job.parts), len(job.parts)
+        are, stay = ("is", "stays") if total == 1 else ("are", "stay")
         raise UnfinishedError(
-            f"{parts.said(error)}; {complete} of {len(job.parts)} parts are complete and stay in {job.folder}: "
+            f"{parts.said(error)}; {complete} of {counted(total, 'part')} {are} complete and {stay} in {job.folder}: "
             "run the same command again to go on from there"
         ) from error
     parts.remove_unfinished(job.folder)  # of workers that died
     before = len(job.parts) - len(missing)
     known = f", {before:,} of them there already" if before else ""
     took = f"{time.perf_counter() - begin:.1f} s"
-    console.print(f"{rows:,} rows in {len(job.parts):,} parts in {escape(job.folder)}{known}; {took}", soft_wrap=True)
+    console.print(f"{counted(rows, 'row')} in {counted(len(job.parts), 'part')} in {escape(job.folder)}{known}; {took}", soft_wrap=True)
 
 
 def _here(job: Job, missing: list[Part]) -> Iterator[int]:

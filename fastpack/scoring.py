@@ -67,10 +67,13 @@ class Scorer:
             raise ValueError(f"results is empty: name at least one of {', '.join(RESULTS)}")
         for name in self.results:
             checks.choice(name, "results", RESULTS)
-        names = [*self.keep, *self.results]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"column {name!r} would be there twice: among those to keep ({', '.join(self.keep)}) and {self.results}")
+        for what, names in (("results", self.results), ("keep", self.keep)):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what} has {name!r} more than once: name each column once")
+        for name in self.keep:
+            if name in self.results:
+                raise ValueError(f"keep has {name!r}, the name of a column that is made, too: rename it in the input, or leave it out")
         checks.count(self.num_threads, "num_threads", 1)
 
     @property
@@ -94,7 +97,7 @@ class Scorer:
                 raise ValueError(f"column {name!r} {problem}: there is {', '.join(map(repr, table_schema.names)) or 'no column'}")
         kind = table_schema.field(self.column).type
         if not arrow.is_list(kind):
-            raise TypeError(f"column {self.column!r} is of Arrow type {kind}, but sequences are lists ({arrow.LISTS}) of numbers")
+            raise TypeError(arrow.no_lists(f"column {self.column!r}", kind))
         return pa.schema([table_schema.field(name) for name in self.keep] + [pa.field(name, self._type(name)) for name in self.results])
 
     def __call__(self, table: Any) -> Any:

@@ -164,7 +164,7 @@ def checked_offsets(value: Any, N: int, name: str = "offsets") -> Array:
         raise ValueError(f"{name}[{len(found) - 1}] is {found[-1]}, but offsets end at the number of rows, and values has {N}")
     if found.itemsize in (4, 8) and found.dtype.isnative and found.strides == (found.itemsize,):
         return found
-    return found.astype(np.int64)
+    return np.ascontiguousarray(found, found.dtype.newbyteorder("=") if found.itemsize in (4, 8) else np.int64)
 
 
 def copied(found: Located, grid: Grid) -> Located:

@@ -137,6 +137,15 @@ def test_nothing_left_and_a_wrong_choice():
         pack_column(pa.array([[1]]), nulls="drop")
 
 
+def test_columns_of_no_type():
+    with pytest.raises(TypeError, match=r"^column is of Arrow type null, of nulls alone: give it a type, as by column\.cast\("):
+        pack_column(pa.nulls(3))
+    with pytest.raises(TypeError, match=r"^column has values of Arrow type null, as where there is none: give it a type"):
+        pack_column(pa.array([[], []]))
+    given = pa.nulls(3).cast(pa.list_(pa.float32()))  # the way out
+    assert_packed(pack_column(pa.concat_arrays([given, pa.array([[1]], given.type)]), nulls="skip"), [[1]], np.float32)
+
+
 def test_offsets_that_are_wrong_are_refused():
     wrong = pa.ListArray.from_buffers(
         pa.list_(pa.int8()), 3, [None, pa.py_buffer(np.array([0, 9, 2, 3], np.int32))], children=[pa.array([1, 2, 3], pa.int8())]

@@ -245,6 +245,24 @@ def test_offsets_are_checked_before_a_kernel_takes_them(wrong):
         dataset.__getitems__(list(range(len(wrong) - 1)))
 
 
+@pytest.mark.parametrize("dtype", ["<u8", ">u8"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_offsets_beyond_int64_are_shown_as_they_are(dtype, step):
+    wrong = np.repeat(np.array([0, 2**63 + 5, 20], dtype), step)[::step]
+    dataset = fp.RaggedDataset(np.arange(N), wrong)
+    for index, shown in ((0, "0 and 9223372036854775813"), (1, "9223372036854775813 and 20")):
+        with pytest.raises(ValueError, match=f"^offsets of sequence {index} are {shown}, but offsets never decrease"):
+            dataset.__getitems__([index])
+
+
+@pytest.mark.parametrize("dtype", ["<u8", ">u8", ">i4", "<i2", "u4", "i8"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_offsets_of_any_integers(dtype, step):
+    offsets = np.repeat(np.array([0, 3, 3, 20], dtype), step)[::step]
+    dataset = fp.RaggedDataset(np.arange(N), offsets)
+    assert [sample.tolist() for sample in dataset] == [[0, 1, 2], [], list(range(3, 20))]
+
+
 def test_offsets_beyond_32_bits(tmp_path):
     with open(tmp_path / "rows", "wb") as file:
         file.truncate(2**31 + 50)  # takes no place on the disk

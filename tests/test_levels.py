@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 FILES = [
     *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_rnn_utils.py"),
     *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
-    *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py"),
+    *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py", "test_reference_batches.py"),
 ]
 LOADED = ["test_packing.py", "test_recurrent.py", "test_recurrent_backward.py"]  # of code that differs only in how it is loaded
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest

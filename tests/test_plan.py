@@ -69,6 +69,24 @@ def test_plan_for_ranks(npy):
     assert row(lines, "ranks wait")[0] == f"{report.waiting:.2%}"
 
 
+@pytest.mark.parametrize(
+    ("lengths", "options", "first"),
+    [
+        ("1", (), "1 sequence, 1 real step, in 1 batch"),
+        ("0 2", (), "2 sequences, 2 real steps, in 1 batch"),
+        ("9 9", (), "2 sequences, 18 real steps, in 2 batches"),
+        ("1", ("--ranks", 2, "--remainder", "repeat"), "2 sequences, 2 real steps, in 1 batch on each of 2 ranks"),
+        ("1 1 1", ("--ranks", 2, "--remainder", "drop"), "2 sequences, 2 real steps, in 1 batch on each of 2 ranks"),
+    ],
+)
+def test_one_of_something_is_not_several(tmp_path, lengths, options, first):
+    (tmp_path / "a.txt").write_text(lengths)
+    lines = lines_of(run("plan", tmp_path / "a.txt", "--max-tokens", 9, *options))
+    assert lines[0] == first
+    if options:
+        assert row(lines, {"repeat": "taken twice", "drop": "left out"}[options[-1]]) == ["1", "sequence"]
+
+
 def test_plan_tells_what_is_left_out_and_taken_twice(npy):
     long = int((LENGTHS > 500).sum())
     lines = lines_of(run("plan", npy, "--max-tokens", 500, "--too-long", "drop"))
@@ -90,6 +108,9 @@ def test_figure_of_small_data_sets(lengths):
     drawn = show.plan_figure(TokenBudgetBatchSampler(lengths, 9).report())
     drawn.canvas.draw()
     padding = drawn.axes[2]
+    numbered = [axis for axes in drawn.axes for axis in (axes.xaxis, axes.yaxis) if axis is not padding.yaxis]
+    assert all(value == round(value) for axis in numbered for value in axis.get_majorticklocs().tolist())
+    assert drawn.axes[3].get_title() == "one rank"
     assert [round(bar.get_width(), 6) for bar in padding.patches[3:]] == [sum(lengths)] * 3
 
 
@@ -136,12 +157,15 @@ def test_lists_of_a_parquet_file_have_lengths(tmp_path, kind):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"a": [[1]], "b": [[2]]}, (), "has the columns of lists 'a', 'b': choose one column, by --column"),
-        ({"a": [1]}, (), "has the columns of lists none: choose one column, by --column"),
+        ({"a": [[1]], "b": [[2]]}, (), "has the columns of lists 'a', 'b': choose one of them, by --column"),
+        ({"a": [1]}, (), "has no column of lists: choose one of lengths, by --column"),
         ({"a": [[1]]}, ("--column", "b"), "column 'b' is missing"),
         ({"a": ["x"]}, ("--column", "a"), "column 'a' is of Arrow type string, but lengths are those of lists, or integers"),
         ({"a": [[1], None]}, (), "column 'a' is null in row 1"),
         ({"a": [3, -1]}, ("--column", "a"), "lengths[1] is -1"),
+        ({"a": pa.nulls(2)}, (), "has no column of lists: choose one of lengths, by --column"),
+        ({"a": pa.nulls(2)}, ("--column", "a"), "column 'a' is of Arrow type null (no values but nulls), but lengths are those of lists"),
+        ({"a": pa.array([2**63 + 5], pa.uint64())}, ("--column", "a"), "lengths[0] is 9223372036854775813, beyond the range of int64"),
         ({"a": pa.array([], pa.list_(pa.int8()))}, (), "has no row"),
         (None, (), "is no Parquet file, or is truncated"),
     ],
@@ -149,7 +173,19 @@ def test_lists_of_a_parquet_file_have_lengths(tmp_path, kind):
 def test_parquet_files_that_hold_no_lengths(tmp_path, columns, options, message):
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1") if columns is None else parquet.write_table(pa.table(columns), path)
-    assert message in one_line(run("plan", path, "--max-tokens", 9, *options), 2)
+    line = one_line(run("plan", path, "--max-tokens", 9, *options), 2)
+    assert message in line
+    assert line.count("a.parquet") == 1
+
+
+@pytest.mark.parametrize("content", [b"no Parquet", b"", "empty", "columns"], ids=str)
+def test_messages_name_a_parquet_file_as_it_was_given(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    table = pa.table({"a": pa.array([[1]] * (content == "columns"), pa.list_(pa.int8()))})
+    (tmp_path / "a.parquet").write_bytes(content) if isinstance(content, bytes) else parquet.write_table(table, "a.parquet")
+    line = one_line(run("plan", "a.parquet", "--max-tokens", 9, *(("--column", "b") if content == "columns" else ())), 2)
+    assert line.count("a.parquet") == 1
+    assert str(tmp_path) not in line
 
 
 @pytest.mark.parametrize(
@@ -161,7 +197,10 @@ def test_parquet_files_that_hold_no_lengths(tmp_path, columns, options, message)
         ("a.txt", "9" * 30, (), "but there can be at most 2,305,843,009,213,693,952 steps"),
         ("a.txt", f"{2**61} " * 4, (), "a.txt: lengths add up to more rows than int64 can count"),
         ("a.txt", f"{2**61} 1", (), "lengths add up to 2305843009213693953 steps, but"),
+        ("a.txt", "9" * 5000, (), f"a.txt: entry 1 (line 1) is '{'9' * 39}…', but there can be at most 2,305,843,009,213,693,952 steps"),
+        ("a.txt", "nan", (), "a.txt: entry 1 (line 1) is 'nan', not a whole number"),
         ("a.txt", "", (), "a.txt: no lengths"),
+        ("a.bin", b"\x93\xff", (), "a.bin: no text in UTF-8; files that are none have names in .npy, .npz, .parquet"),
         ("a.txt", "1 2", ("--offsets",), "offsets[0] is 1, but offsets start at 0"),
         ("a.npy", "no array", (), "a.npy: not an array of numbers in NumPy's format"),
         ("a.npy", "", (), "a.npy: not an array of numbers in NumPy's format"),
@@ -178,8 +217,8 @@ def test_parquet_files_that_hold_no_lengths(tmp_path, columns, options, message)
 )
 def test_files_that_hold_no_lengths(tmp_path, monkeypatch, name, content, options, message):
     monkeypatch.chdir(tmp_path)
-    if isinstance(content, str):
-        (tmp_path / name).write_text(content)
+    if isinstance(content, (str, bytes)):
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     elif isinstance(content, dict):
         np.savez(name, **content)
     else:
@@ -194,13 +233,20 @@ def test_files_that_hold_no_lengths(tmp_path, monkeypatch, name, content, option
         (("--max-tokens", 9, "--batch-size", 9), "give either --max-tokens"),
         (("--batch-size", 9, "--bins"), "give either --max-tokens"),
         (("--batch-size", 9, "--max-sequences", 2), "give either --max-tokens"),
-        (("--batch-size", 0), "batch_size is 0, but needs at least 1"),
-        (("--max-tokens", 0), "max_tokens is 0, but needs at least 1"),
-        (("--max-tokens", 9), "but max_tokens is 9: raise it, or pass too_long="),
-        (("--max-tokens", 9, "--too-long", "cut"), "too_long is 'cut', but can only be"),
-        (("--max-tokens", 4096, "--ranks", 0), "world_size is 0, but needs at least 1"),
-        (("--max-tokens", 4096, "--ranks", 501), "there are 500 sequences for 501 ranks"),
-        (("--max-tokens", 4096, "--seed", -1), "seed is -1, but needs at least 0"),
+        (("--batch-size", 0), "plan: --batch-size is 0, but needs at least 1"),
+        (("--max-tokens", 0), "plan: --max-tokens is 0, but needs at least 1"),
+        (
+            ("--max-tokens", 9),
+            "but --max-tokens is 9: raise it, or pass --too-long alone to make a batch",
+        ),
+        (("--max-tokens", 9, "--too-long", "cut"), "plan: --too-long is 'cut', but can only be 'error' or 'alone' or 'drop'"),
+        (("--max-tokens", 4096, "--ranks", 0), "plan: --ranks is 0, but needs at least 1"),
+        (
+            ("--max-tokens", 4096, "--ranks", 501),
+            "500 sequences for 501 ranks, less than one each: pass --remainder repeat, or",
+        ),
+        (("--max-tokens", 4096, "--seed", -1), "plan: --seed is -1, but needs at least 0"),
+        (("--batch-size", 9, "--remainder", "pad"), "plan: --remainder is 'pad', but can only be 'keep' or 'drop' or 'repeat'"),
         (("--max-tokens", "many"), "Invalid value for '--max-tokens'"),
         (("--max-tokens", 4096, "--png", "picture.txt"), "the name must end in .png, .pdf or .svg"),
     ],
@@ -212,4 +258,21 @@ def test_plan_says_what_is_wrong(npy, options, message):
 def test_a_file_that_cannot_be_read(tmp_path):
     assert "no/such/file: No such file" in one_line(run("plan", "no/such/file", "--max-tokens", 9), 2)
     assert "Is a directory" in one_line(run("plan", tmp_path, "--max-tokens", 9), 2)
+    assert "plan: FILE: Is a directory" in one_line(run("plan", "", "--max-tokens", 9), 2)
+    (tmp_path / "a.parquet").mkdir()
+    assert "a.parquet: Is a directory" in one_line(run("plan", tmp_path / "a.parquet", "--max-tokens", 9), 2)
     assert "Missing argument" in one_line(run("plan", "--max-tokens", 9), 2)
+
+
+def test_a_file_that_may_not_be_read(npy, tmp_path, monkeypatch):
+    """As of another user's: the superuser may read any."""
+    parquet.write_table(pa.table({"a": [[1]]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("1")
+
+    def refused(file, *_args, **_options):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("io.open", refused)
+    for name in ("a.parquet", "a.txt", npy.name):
+        assert one_line(run("plan", tmp_path / name, "--max-tokens", 9), 2).endswith(f"{name}: Permission denied")

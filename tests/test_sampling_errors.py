@@ -79,6 +79,8 @@ def test_fewer_sequences_than_ranks(sampler, most, remainder):
     batches = sampler(L, most, rank=0, world_size=6, remainder=remainder)
     with pytest.raises(ValueError, match=r'^there are 5 sequences for 6 ranks, less than one each: pass remainder="repeat"'):
         len(batches)
+    with pytest.raises(ValueError, match=r"^there is 1 sequence for 2 ranks, less than one each"):
+        len(sampler([1], most, rank=0, world_size=2, remainder=remainder))
     assert len(sampler(L, most, rank=5, world_size=6, remainder="repeat")) == 1
 
 
@@ -139,7 +141,7 @@ def changed(name, value):
         (changed("checksum", 4), ValueError, "^state_dict was taken with checksum 4, but"),
         (changed("seed", 4), ValueError, "^state_dict was taken with seed 4, but this sampler has 0"),
         (changed("world_size", 2), ValueError, "^state_dict was taken with world_size 2, but this sampler has 1"),
-        (changed("version", 0), ValueError, "^state_dict was taken with version 0, but this sampler has 1"),
+        (changed("version", 0), ValueError, "^state_dict was taken with version 0, but this sampler has 2"),
         (changed("epoch", -1), ValueError, "^epoch is -1, but needs at least 0"),
         (changed("batches", -1), ValueError, r"^state_dict\['batches'\] is -1, but needs at least 0"),
         (changed("batches", 4), ValueError, r"^state_dict\['batches'\] is 4, but the epoch has 2 batches"),
@@ -165,3 +167,5 @@ def test_a_state_of_other_lengths_or_another_sampler():
         BinPackingBatchSampler(L, 9).load_state_dict(state)
     with pytest.raises(ValueError, match=r"^batches is 9, but the epoch has 2 batches"):
         TokenBudgetBatchSampler(L, 9).state_dict(9)
+    with pytest.raises(ValueError, match=r"^batches is 2, but the epoch has 1 batch$"):
+        TokenBudgetBatchSampler(L, 99).state_dict(2)

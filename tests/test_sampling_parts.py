@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler
+from fastpack.sampling import ranks
 from fastpack.sampling.budget import UNLIMITED, Limits
 from fastpack.sampling.cut import evenly, in_a_row, into_bins, with_one_more
 from fastpack.sampling.order import by_length, gathered, random_of, shortest, shuffled
@@ -164,6 +165,22 @@ def test_level_exchanges_within_columns_and_never_makes_it_worse(lengths, W):
     level(dealt, padded)
     assert np.array_equal(np.sort(dealt), np.sort(before))
     assert np.ptp(padded[dealt].sum(axis=0)) <= np.ptp(padded[before].sum(axis=0))
+
+
+def test_a_few_of_many_columns_are_tried(monkeypatch):
+    """Those in which lengths differ most, wherever they are: nearly all columns here have nothing to exchange."""
+    monkeypatch.setattr(ranks, "CANDIDATES", 5)
+    lengths = np.repeat([7, 9, 11], [600, 900, 300])
+    dealt = np.arange(1800).reshape(-1, 3)
+    for k, one in ((17, [7, 9, 14]), (333, [7, 9, 11]), (420, [9, 30, 9]), (599, [20, 9, 1])):
+        lengths[dealt[k]] = one
+    padded, before = np.append(lengths, 0), dealt.copy()
+    assert ranks._most_uneven(padded[dealt]).tolist()[-2:] == [420, 599]
+    level(dealt, padded)
+    assert np.array_equal(np.sort(dealt), np.sort(before))
+    assert np.ptp(padded[dealt].sum(axis=0)) < np.ptp(padded[before].sum(axis=0))
+    monkeypatch.setattr(ranks, "EXAMINED", 9)  # three ranks: three candidates
+    assert ranks._candidates(dealt) == 3
 
 
 @laws

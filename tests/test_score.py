@@ -105,7 +105,7 @@ def test_files_without_rows(job):
     assert run(*job, "empty.parquet").exit_code == 0
     assert parquet.read_table("out")["id"].to_pylist() == [*range(1000, 1025)]
     result = run("score", "m.npz", "empty.parquet", "none.parquet", "-o", "nothing", "--column", "x")
-    assert "0 rows in 1 parts" in result.stdout
+    assert "0 rows in 1 part in" in result.stdout
     assert parquet.read_table("nothing").schema.names == ["last"]
 
 
@@ -178,7 +178,7 @@ def test_parts_of_something_else_are_not_taken_for_done(job, change):
     CHANGES[change]()
     before = files()
     line = one_line(run(*job), 2)
-    assert "parts of another model, input or choice of columns, such as part-0000000" in line
+    assert " of another model, input or choice of columns, such as part-0000000" in line
     assert line.endswith("choose another folder, or pass --overwrite to remove them")
     assert files() == before
     assert run(*job, "--overwrite").exit_code == 0
@@ -320,6 +320,15 @@ def test_sequences_that_do_not_fit(job):
         assert "3 of 4 parts are complete" in line
 
 
+def test_one_part_is_not_several(job):
+    one = ["score", "m.npz", "b.parquet", "--output", "out", "--column", "x"]
+    parquet.write_table(pa.table({"x": [[[1.0, 2.0]]]}), "b.parquet")
+    assert one_line(run(*one), 1).endswith("; 0 of 1 part is complete and stays in out: run the same command again to go on from there")
+    write(Path("b.parquet"), 1)
+    assert "\n1 row in 1 part in out; " in run(*one).stdout
+    assert "out has 1 part of another model, input or choice of columns, " in one_line(run(*one, "--keep", "id"), 2)
+
+
 def test_columns_of_other_types(job):
     parquet.write_table(table(5).set_column(0, "id", pa.array(list("abcde"))), "b.parquet")
     assert one_line(run(*job), 2) == "fastpack score: b.parquet: column 'id' is of Arrow type string, but of int64 in the files before"
@@ -339,7 +348,10 @@ def test_columns_of_other_types(job):
         ({"m.npz": "other.npz"}, "it is no state dict with an LSTM, GRU or RNN"),
         ({"m.npz": "odd.npz"}, "'weight_hh_l0' has shape (10, 5): an LSTM's has 4 rows for each column, a GRU's 3, an RNN's 1"),
         ({"m.npz": "flat.npz"}, "'weight_hh_l0' has shape (4,), but is a matrix"),
-        ({"m.npz": "rnn.npz"}, "--nonlinearity is '', but can only be 'tanh' or 'relu'"),
+        (
+            {"m.npz": "rnn.npz"},
+            "MODEL rnn.npz: the weights are an RNN's, but do not say of which nonlinearity: pass --nonlinearity",
+        ),
         ({"id": "id --nonlinearity tanh"}, "--nonlinearity is an RNN's, but the weights are not"),
         ({"a.parquet": "no.parquet"}, "no.parquet: No such file or directory"),
         ({"a.parquet": "folder"}, "folder has no file *.parquet"),
@@ -347,11 +359,13 @@ def test_columns_of_other_types(job):
         ({"x": "id"}, "a.parquet: column 'id' is of Arrow type int64, but sequences are lists"),
         ({"id": "no"}, "a.parquet: column 'no' is missing"),
         ({"id": "id --keep-all"}, "give either --keep or --keep-all"),
-        ({"id": "id --keep id"}, "column 'id' would be there twice"),
-        ({"id": "id --result first"}, "results is 'first', but can only be 'last' or 'rows'"),
+        ({"id": "id --result last --result last"}, "--result has 'last' more than once: name each column once"),
+        ({"id": "id --result last --keep name --result rows --keep rows"}, "--keep has 'rows', the name of a column that is made, too"),
+        ({"id": "id --keep id"}, "--keep has 'id' more than once: name each column once"),
+        ({"id": "id --result first"}, "--result is 'first', but can only be 'last' or 'rows'"),
         ({"out": "."}, ". has a.parquet in it, which is to be read: choose another folder for what is written"),
         ({"out": "folder", "a.parquet": "link.parquet"}, "folder has link.parquet in it, which is to be read"),
-        ({"out": "m.npz"}, "m.npz: File exists"),
+        ({"out": "m.npz"}, "m.npz is a file: choose a folder for what is written"),
         ({"out": "m.npz/out"}, "m.npz/out: Not a directory"),
         ({"--column": "--colum"}, "No such option"),
     ],

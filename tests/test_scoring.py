@@ -88,6 +88,7 @@ def test_fixed_sizes():
     ("column", "error", "message"),
     [
         (pa.array([1, 2]), TypeError, "column 'x' is of Arrow type int64, but sequences are lists"),
+        (pa.nulls(2), TypeError, "^column 'x' is of Arrow type null, of nulls alone: give it a type, as by column.cast"),
         (pa.array([["a"]]), TypeError, "values of Arrow type string"),
         (pa.array([[[1.0, 2.0]]]), ValueError, r"column 'x' has steps of shape \(2,\), but the layer takes 3 numbers a step"),
         (pa.array([[1.0, 2.0]]), ValueError, r"column 'x' has steps of shape \(\), but the layer takes 3"),
@@ -117,8 +118,12 @@ def test_missing_columns():
     [
         ({"results": ()}, ValueError, "results is empty: name at least one of last, rows"),
         ({"results": ("all",)}, ValueError, "results is 'all', but can only be 'last' or 'rows'"),
-        ({"results": ("last", "last")}, ValueError, "column 'last' would be there twice"),
-        ({"keep": ("last",)}, ValueError, "column 'last' would be there twice"),
+        ({"results": ("last", "last")}, ValueError, "^results has 'last' more than once: name each column once"),
+        (
+            {"keep": ("last",)},
+            ValueError,
+            "^keep has 'last', the name of a column that is made, too: rename it in",
+        ),
         ({"num_threads": 0}, ValueError, "num_threads is 0"),
         ({"num_threads": 1.0}, TypeError, "num_threads is 1.0, not an integer"),
     ],

@@ -7,12 +7,11 @@ A cost is a number of real steps, 1 <= cost <= max_tokens, so that an empty sequ
 many otherwise), and a sequence beyond the budget fills a batch alone.
 """
 
-from heapq import heappop, heappush
-from itertools import chain
-
 import numpy as np
 
-from fastpack.checks import Int64Array
+from fastpack import blocks
+from fastpack.checks import Int64Array, address
+from fastpack.machine import run
 from fastpack.sampling.budget import Limits
 
 
@@ -24,18 +23,10 @@ def evenly(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array]:
 
 def in_a_row(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array]:
     """Cut `costs` (n,) into batches that take from them in order, each as many as fit."""
-    n = len(costs)
-    ends = np.cumsum(costs)
-    reach = ends - costs
-    reach += limits.max_tokens
-    # where a batch would end that began at i: for every i at once, as a call for each batch takes 15 s for 10 million of one sequence
-    ends = np.searchsorted(ends, reach, side="right")
-    np.minimum(ends, np.arange(limits.max_sequences, limits.max_sequences + n), out=ends)
-    offsets, end, after = [0], 0, ends.data
-    while end < n:
-        end = after[end]
-        offsets.append(end)
-    return np.arange(n), np.array(offsets, np.int64)
+    costs, n, facts = np.ascontiguousarray(costs), len(costs), np.empty(1, np.int64)
+    offsets = np.empty(_most_batches(costs, limits) + 1, np.int64)
+    run(blocks.CutInARow(address(costs), n, *limits, address(offsets), address(facts)))
+    return np.arange(n), offsets[: facts[0] + 1].copy()
 
 
 def into_bins(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array]:
@@ -43,55 +34,22 @@ def into_bins(costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array
 
     Bins come in the order in which they were opened.
     """
-    fills = np.fromiter(chain.from_iterable(_first_fit(costs, limits)), np.int64).reshape(-1, 3)
-    begin, number, each = fills.T
-    # a run: what one fill puts into one bin, a stretch of costs
-    bins = np.repeat(begin - np.cumsum(number) + number, number) + np.arange(int(number.sum()))
-    sizes = np.repeat(each, number)
-    starts = np.cumsum(sizes) - sizes
-    by_bin = np.arange(len(bins)) + bins * len(bins)  # keys that are all different: in a fraction of a stable argsort's time
-    by_bin.sort()
-    by_bin %= len(bins)
-    sizes = sizes[by_bin]
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    order = np.repeat(starts[by_bin] - ends[:-1], sizes) + np.arange(len(costs))
-    return order, ends[np.searchsorted(bins[by_bin], np.arange(int(bins.max()) + 2))]
+    costs, n, facts = np.ascontiguousarray(costs), len(costs), np.empty(1, np.int64)
+    most = _most_batches(costs, limits)
+    order, bins = np.empty(n, np.int64), np.empty(n, np.int64)
+    offsets, rooms, following = np.empty(most + 1, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    leaves, reach = 0, 64  # of the bins, a tree with one word reaches 64, with another level 64 times as many
+    while reach < most:
+        leaves, reach = 64 * leaves + 1, 64 * reach
+    fitting = np.zeros(leaves + -(-most // 64), np.int64)
+    outputs = address(order), address(offsets), address(facts)
+    run(blocks.FirstFit(address(costs), n, *limits, *outputs, address(bins), address(rooms), address(following), address(fitting), leaves))
+    return order, offsets[: facts[0] + 1].copy()
 
 
-def _first_fit(costs: Int64Array, limits: Limits) -> list[tuple[int, int, int]]:
-    """Return (begin, number, each) for each fill: the next number * each costs go into the bins from begin on, `each` into every one.
-
-    Equal costs go together: the first bin that takes one takes as many as fit, and all bins alike that were opened in a row do the
-    same. Each such fill at least halves their room, and a cost makes at most four new kinds of bins, so there are
-    O(D log max_tokens) fills for D different costs, however many sequences there are.
-    """
-    # bins alike are a plain tuple (begin, number, room for so many steps, places for sequences): named, they take three times as long
-    begins = np.flatnonzero(np.diff(costs, prepend=-1))
-    fitting: list[tuple[int, int, int, int]] = []  # a heap, the first opened on top
-    waiting: list[tuple[int, tuple[int, int, int, int]]] = []  # a heap of bins with too little room so far, the most on top
-    fills, opened, least = [], 0, int(costs[-1])
-    for cost, left in zip(costs[begins].tolist(), np.diff(begins, append=len(costs)).tolist(), strict=True):
-        while waiting and -waiting[0][0] >= cost:
-            heappush(fitting, heappop(waiting)[1])
-        while left:
-            if fitting:
-                begin, number, room, places = heappop(fitting)
-            else:
-                begin, (room, places) = opened, limits
-                number = -(-left // min(room // cost, places))
-                opened += number
-            each = min(room // cost, places)
-            each, filled = (each, min(number, left // each)) if left >= each else (left, 1)
-            fills.append((begin, filled, each))
-            left -= filled * each
-            if filled < number:
-                heappush(fitting, (begin + filled, number - filled, room, places))
-            room, places = room - each * cost, places - each
-            if places and room >= cost:
-                heappush(fitting, (begin, filled, room, places))
-            elif places and room >= least:
-                heappush(waiting, (-room, (begin, filled, room, places)))
-    return fills
+def _most_batches(costs: Int64Array, limits: Limits) -> int:
+    """Return how many batches there can be: all that are full of sequences, those that had no room for the next one's first, the last."""
+    return min(len(costs), len(costs) // limits.max_sequences + 2 * int(costs.sum()) // limits.max_tokens + 1)
 
 
 def with_one_more(order: Int64Array, offsets: Int64Array, costs: Int64Array, limits: Limits) -> tuple[Int64Array, Int64Array] | None:

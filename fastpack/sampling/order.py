@@ -42,19 +42,28 @@ def by_length(lengths: Int64Array, mega_batch: int) -> Int64Array:
     mega_batch = min(mega_batch, n)
     count, rest = divmod(n, mega_batch)
     keys = longest - lengths
-    megas, last = keys[: n - rest].reshape(count, mega_batch), keys[n - rest :]
+    megas, last = keys[: n - rest].reshape(count, mega_batch), keys[n - rest :].reshape(1, rest)
     np.subtract(longest, megas[1::2], out=megas[1::2])
     if count % 2:
         np.subtract(longest, last, out=last)
-    if (count + 1) * (longest + 1) * n > LARGEST:  # keys that are all different do not fit
-        return np.lexsort((keys, np.arange(n) // mega_batch))
-    megas += np.arange(0, count * (longest + 1), longest + 1)[:, None]
-    last += count * (longest + 1)
-    keys *= n
-    keys += np.arange(n)
-    keys.sort()
-    keys %= n
+    for part in (megas, last):
+        _sort_rows(part, longest)
+    megas += np.arange(0, n - rest, mega_batch)[:, None]
+    last += n - rest
     return keys
+
+
+def _sort_rows(keys: Int64Array, most: int) -> None:
+    """Put the numbers of each row of `keys` (R, n), from 0 to `most`, in order, in place, and leave where in the row each was."""
+    n = keys.shape[1]
+    bits = max(n - 1, 0).bit_length()
+    if (most + 1) << bits > LARGEST:  # keys that are all different do not fit
+        keys[:] = np.argsort(keys, axis=1, kind="stable")
+        return
+    keys <<= bits
+    keys |= np.arange(n)
+    keys.sort(axis=1)
+    keys &= (1 << bits) - 1
 
 
 def shortest(lengths: Int64Array, count: int) -> Int64Array:

@@ -87,7 +87,7 @@ def deal(lengths: Int64Array, order: Int64Array, W: int, way: Way) -> Rounds:
     if batches is None:
         raise ValueError(
             f"lengths has {len(order) + left} sequences, each a batch of its own, which {W} ranks cannot share equally: "
-            'pass remainder="drop" or "repeat"'
+            'pass remainder="drop" or remainder="repeat"'
         )
     rounds = Rounds(dealt[batches[0]], batches[1])
     if not levelled:

@@ -218,7 +218,7 @@ class LengthGroupedBatchSampler(BatchSampler):
             return super()._whole(order)
         n, full = len(order), self.batch_size * self.world_size
         if n < full:
-            raise ValueError(f"drop_last leaves no batch: there are {n} sequences, but a batch of each rank takes {full}")
+            raise ValueError(f"drop_last leaves no batch: a batch of each rank takes {full} sequences, but lengths has {n}")
         return order[: n // full * full]
 
     def _settings(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastpack import checks
 
-VERSION = 1  # of how plans are made: raise it when the same settings would give other batches
+VERSION = 2  # of how plans are made: raise it when the same settings would give other batches
 POSITIONS = ("epoch", "batches", "chunk", "samples")  # the entries that say where one is; all others decide the batches
 
 
@@ -28,5 +28,5 @@ def batches(value: Any, name: str, most: int) -> int:
     """Return a checked number of batches done."""
     number = checks.count(value, name, 0)
     if number > most:
-        raise ValueError(f"{name} is {number}, but the epoch has {most} batches")
+        raise ValueError(f"{name} is {number}, but the epoch has {checks.counted(most, 'batch')}")
     return number

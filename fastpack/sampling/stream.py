@@ -135,7 +135,8 @@ class TokenBudgetStream(Generic[Sample]):
             plan = self._plan(chunk, place.chunk)
             ends = plan.offsets.tolist()
             if place.batches >= len(ends):
-                raise ValueError(f"the state was taken after {place.batches} batches of samples that now make {len(ends) - 1}")
+                done = checks.counted(place.batches, "batch")
+                raise ValueError(f"the state was taken after {done} of samples that now make {len(ends) - 1}")
             ordered = list(map(chunk.samples.__getitem__, plan.indices.tolist()))
             for k in range(place.batches, len(ends) - 1):
                 self._at = _Place(place.chunk, place.samples, k + 1)

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpack.checks import Int64Array
+from fastpack.checks import Int64Array, counted
 from fastpack.show.facts import COLOURS, PADDING, histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -47,7 +48,7 @@ def plan(report: "SamplerReport", console: "Console") -> None:
         facts.add_row("ranks wait", f"{report.waiting:.2%}", "of the time, if real steps take it")
     for name, number in (("left out", report.dropped), ("taken twice", report.repeated)):
         if number:
-            facts.add_row(name, f"{number:,}", "sequence" + "s" * (number != 1))
+            facts.add_row(name, *counted(number, "sequence").split())
     console.print(facts)
 
 
@@ -55,7 +56,7 @@ def summary(report: "SamplerReport") -> str:
     """Return how many sequences and steps make how many batches, in words."""
     K, W = report.batch_steps.shape
     ranks = f" on each of {W:,} ranks" if W > 1 else ""
-    return f"{report.sequences:,} sequences, {report.steps:,} real steps, in {K:,} batch{'es' * (K != 1)}{ranks}"
+    return f"{counted(report.sequences, 'sequence')}, {counted(report.steps, 'real step')}, in {counted(K, 'batch')}{ranks}"
 
 
 def plan_figure(report: "SamplerReport") -> "Figure":
@@ -66,14 +67,15 @@ def plan_figure(report: "SamplerReport") -> "Figure":
     (left, right), (padding, ranks) = drawn.subplots(2, 2)
     _draw_sizes(left, report.batch_steps, "real steps of a batch", COLOURS[0])
     if report.max_tokens:
-        left.axvline(report.max_tokens, color="black", linewidth=1, label="budget")
-        left.legend(loc="upper left", framealpha=0.9)
+        left.axvline(report.max_tokens, color="black", linewidth=1)
+        left.set(title=f"the line: a budget of {report.max_tokens:,}")
     _draw_sizes(right, report.batch_sequences, "sequences of a batch", COLOURS[1])
     _draw_padding(padding, report)
     steps = report.rank_steps
     ranks.bar(np.arange(len(steps)), steps, color=COLOURS[2])
-    ranks.set(xlabel="rank", ylabel="real steps", title=f"ranks differ by {report.imbalance:.2%}")
-    ranks.locator_params(axis="x", integer=True)
+    ranks.set(xlabel="rank", ylabel="real steps", title=f"ranks differ by {report.imbalance:.2%}" if len(steps) > 1 else "one rank")
+    _count_along(ranks.xaxis)
+    _count_along(ranks.yaxis)
     drawn.suptitle(summary(report), fontsize=11)
     return drawn
 
@@ -82,7 +84,16 @@ def _draw_sizes(axes: "Axes", sizes: Int64Array, what: str, fill: str) -> None:
     counts, edges = histogram(sizes.ravel(), 60)
     axes.stairs(counts, edges - 0.5, fill=True, color=fill)
     axes.set(xlabel=what, ylabel="batches")
-    axes.locator_params(integer=True)
+    _count_along(axes.xaxis)
+    _count_along(axes.yaxis)
+
+
+def _count_along(axis: "Axis") -> None:
+    """Set an axis to whole numbers, a million as 1M."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_padding(axes: "Axes", report: "SamplerReport") -> None:
@@ -96,7 +107,8 @@ def _draw_padding(axes: "Axes", report: "SamplerReport") -> None:
         axes.annotate(f" {share:.1%}", (width, name), va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.2 * max(cells.max(), 1)), xlabel="cells", title="padding, of all cells")
-    axes.legend(loc="lower right", framealpha=0.9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)  # below: bars may be anywhere within
+    _count_along(axes.xaxis)
 
 
 def _extent(values: Int64Array) -> list[str]:

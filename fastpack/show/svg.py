@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpack.checks import Int64Array
+from fastpack.checks import Int64Array, counted
 from fastpack.show.facts import COLOURS, PADDING, Laid, colour, ink, listed, savings, sizes, staircase
 
 CELL, LABEL = 22, 96  # pixels
@@ -75,7 +75,7 @@ def _svg_staircase(packed: Laid) -> str:
     parts = [
         f'<rect x="0" y="10" width="480" height="120" fill="{PADDING}"/>',
         f'<path d="M0 130{corners}V130Z" fill="{COLOURS[0]}"/>',
-        _svg_text(0, 146, f"step 0: {int(packed.batch_sizes[0]):,} of {B:,} sequences", "start"),
+        _svg_text(0, 146, f"step 0: {int(packed.batch_sizes[0]):,} of {counted(B, 'sequence')}", "start"),
         _svg_text(480, 146, f"step {T - 1:,}: {int(packed.batch_sizes[-1]):,}", "end"),
     ]
     return _svg(484, 154, parts)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpack.checks import Int64Array
+from fastpack.checks import Int64Array, counted
 from fastpack.show.facts import COLOURS, Laid, colour, histogram, ink, listed, savings, sizes, staircase
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def terminal(layout: Laid, console: "Console") -> None:
         Its width, height, colours and encoding decide how much is drawn, and with which characters.
     """
     B, T, N = sizes(layout)
-    heading = f"[bold]{B:,} sequence{'s' * (B != 1)}, up to {T:,} step{'s' * (T != 1)}, {N:,} packed row{'s' * (N != 1)}[/bold]"
-    console.print(heading, "", sep="\n")
+    heading = f"{counted(B, 'sequence')}, up to {counted(T, 'step')}, {counted(N, 'packed row')}"
+    console.print(f"[bold]{heading}[/bold]", "", sep="\n")
     if N and max(16, console.height - 14) >= B and console.width - label_width(B) >= T:
         cells(layout, console)
         console.print()
