@@ -1,7 +1,9 @@
 """`fastpack score`: what it writes, how it goes on after an interruption, and what it says when something is wrong."""
 
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,23 +164,26 @@ def test_it_goes_on_from_another_folder(job, monkeypatch):
     assert "5 parts in ../out, 5 of them there already" in run(*again).stdout
 
 
+MODEL, INPUT = "of another model (or version of fastpack)", "of another input"
+NOT_OURS = "which `fastpack score` did not write, or which is damaged"
 CHANGES = {
-    "model": lambda: np.savez("m.npz", **{name: value * 2 for name, value in weights(module()).items()}),
-    "input": lambda: write(Path("a.parquet"), 45, seed=2),
-    "fewer rows": lambda: write(Path("b.parquet"), 20, seed=1),
-    "truncated": lambda: os.truncate("out/part-00000001.parquet", 100),
-    "not ours": lambda: parquet.write_table(table(15), "out/part-00000001.parquet"),
-    "one more": lambda: parquet.write_table(table(15), "out/part-00000009.parquet"),
+    "model": (MODEL, lambda: np.savez("m.npz", **{name: value * 2 for name, value in weights(module()).items()})),
+    "input": (INPUT, lambda: write(Path("a.parquet"), 45, seed=2)),
+    "fewer rows": (INPUT, lambda: write(Path("b.parquet"), 20, seed=1)),
+    "truncated": (NOT_OURS, lambda: os.truncate("out/part-00000001.parquet", 100)),
+    "not ours": (NOT_OURS, lambda: parquet.write_table(table(15), "out/part-00000001.parquet")),
+    "one more": (INPUT, lambda: shutil.copy("out/part-00000001.parquet", "out/part-00000009.parquet")),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_parts_of_something_else_are_not_taken_for_done(job, change):
     run(*job)
-    CHANGES[change]()
+    problem, do = CHANGES[change]
+    do()
     before = files()
     line = one_line(run(*job), 2)
-    assert "parts of another model, input or choice of columns, such as part-0000000" in line
+    assert re.search(rf"out has \d parts of something else, such as part-0000000\d.parquet, {re.escape(problem)}", line)
     assert line.endswith("choose another folder, or pass --overwrite to remove them")
     assert files() == before
     assert run(*job, "--overwrite").exit_code == 0
@@ -190,7 +195,10 @@ def test_parts_of_something_else_are_not_taken_for_done(job, change):
 @pytest.mark.parametrize("options", [["--result", "rows"], ["--keep", "name"]], ids=str)
 def test_parts_of_other_columns_are_not_taken_for_done(job, options):
     run(*job)
-    assert "5 parts of another model, input or choice of columns" in one_line(run(*job, *options), 2)
+    problem = "5 parts of something else, such as part-00000000.parquet, of another choice of columns: "
+    assert problem in one_line(run(*job, *options), 2)
+    CHANGES["model"][1]()
+    assert f"{MODEL} and another choice of columns: " in one_line(run(*job, *options), 2)
 
 
 def test_it_goes_on_after_being_killed(job):
@@ -200,7 +208,11 @@ def test_it_goes_on_after_being_killed(job):
     code += "scoring.Scorer.slices = slow\nparts.plan.__kwdefaults__['part_rows'] = 100\ncli.app(sys.argv[1:])"
     for kill, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *job], env=clean_environment(PYTHONPATH=str(ROOT)), stdout=subprocess.DEVNULL
+            [sys.executable, "-c", code, *job],
+            env=clean_environment(PYTHONPATH=str(ROOT)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
             before, deadline = len(list(Path().glob("out/part-*"))), time.monotonic() + 60
@@ -209,10 +221,12 @@ def test_it_goes_on_after_being_killed(job):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             process.send_signal(kill)
-            assert process.wait(60) == status
+            _, said = process.communicate(timeout=60)
         finally:
             process.kill()
             process.wait()
+        assert process.returncode == status
+    assert re.fullmatch(r"fastpack score: interrupted; \d+ of 31 parts are complete and stay in out: run the same command again.*\n", said)
     assert not list(Path().glob("out/.part-*"))
     parts.plan.__kwdefaults__["part_rows"] = 100
     complete = len(list(Path().glob("out/part-*")))
@@ -293,7 +307,7 @@ def test_pages_that_cannot_be_decoded(job):
     Path("b.parquet").write_bytes(content)
     line = one_line(run(*job), 1)
     assert "b.parquet cannot be decoded, row group 2: " in line
-    assert "4 of 5 parts are complete" in line
+    assert "4 of 5 parts are complete and stay in out: when the input is mended" in line
     assert len(files()) == 4
 
 
@@ -306,18 +320,40 @@ def test_an_input_that_changes_meanwhile(job, monkeypatch):
 
     monkeypatch.setattr(parts, "write", changing)
     line = one_line(run(*job), 1)
-    assert "b.parquet has " in line
-    assert "3 of 5 parts are complete" in line
+    assert "b.parquet has been changed since this run began; 3 of 5 parts are complete" in line
+    assert line.endswith("when the input is mended, run the same command with --overwrite to go on from there")
 
 
-def test_sequences_that_do_not_fit(job):
-    kind = pa.list_(pa.list_(pa.float32()))
-    for rows, message in (([[[1.0, 2.0]]], "steps of shape (2,), but the layer takes 3 numbers"), ([[None]], "has a null among the steps")):
-        parquet.write_table(pa.table({"id": [0], "x": pa.array(rows, kind)}), "b.parquet")
-        line = one_line(run(*job, "--overwrite"), 1)
-        assert "b.parquet, row group 0: column" in line
-        assert message in line
-        assert "3 of 4 parts are complete" in line
+LISTS = pa.list_(pa.list_(pa.float32()))
+MISFITS = {
+    "steps of shape (2,), but the layer takes 3 numbers a step, (3,): name another column, or a layer whose input_size is 2": pa.array(
+        [None, [], [[1.0, 2.0]]], LISTS
+    ),
+    "of another width": pa.array([[[1.0, 2.0]]], pa.list_(pa.list_(pa.float32(), 2))),
+    "steps of shape (), but the layer takes 3": pa.array([[1.0, 2.0, 3.0]]),
+    "has a null among the steps of its lists: fill it, or leave the step out": pa.array([[None]], LISTS),
+    "holds values of Arrow type string: cast them to numbers": pa.array([["a"]]),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_sequences_that_do_not_fit(job, message):
+    parquet.write_table(pa.table({"id": np.arange(len(MISFITS[message])), "x": MISFITS[message]}), "b.parquet")
+    line = one_line(run(*job), 2)
+    assert line.startswith("fastpack score: b.parquet: column 'x' ")
+    assert message.replace("of another width", "steps of shape (2,)") in line
+    assert not Path("out").exists()
+
+
+def test_sequences_that_do_not_fit_further_on(job):
+    rows = [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]]
+    parquet.write_table(pa.table({"id": [0, 1], "x": pa.array(rows, LISTS)}), "b.parquet", row_group_size=1)
+    line = one_line(run(*job), 1)
+    assert re.search(r"/b\.parquet, row group 1: column 'x' has steps of shape \(2,\), but the layer takes 3 numbers a step", line)
+    assert "3 of 4 parts are complete and stay in out: when the input is mended, run the same command with --overwrite" in line
+    write(Path("b.parquet"), 25, seed=1)
+    assert "70 rows in 5 parts in out, 3 of them there already" in run(*job, "--overwrite").stdout
+    check(parquet.read_table("out"), module(), source())
 
 
 def test_columns_of_other_types(job):
