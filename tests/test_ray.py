@@ -27,6 +27,7 @@ from fastpack.cli import app
 from tests.conftest import Child, clean_environment
 from tests.scoring_oracle import check, module, table, weights, write
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 ROOT = Path(fastpack.__file__).parent.parent
 TIMEOUT = 240  # seconds; it takes about 20
 

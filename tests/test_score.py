@@ -1,5 +1,7 @@
 """`fastpack score`: what it writes, how it goes on after an interruption, and what it says when something is wrong."""
 
+import errno
+import fcntl
 import os
 import re
 import resource
@@ -19,11 +21,12 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import fastpack
-from fastpack import parts
+from fastpack import parts, score_files
 from fastpack.cli import app
 from tests.conftest import clean_environment
 from tests.scoring_oracle import check, module, table, weights, write
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 ROOT = Path(fastpack.__file__).parent.parent
 
 
@@ -201,19 +204,37 @@ def test_parts_of_other_columns_are_not_taken_for_done(job, options):
     assert f"{MODEL} and another choice of columns: " in one_line(run(*job, *options), 2)
 
 
+SLOW = """
+import sys, time
+from fastpack import cli, parts, scoring
+
+real = scoring.Scorer.slices
+def slow(self, table):
+    time.sleep(0.05)
+    yield from real(self, table)
+
+scoring.Scorer.slices = slow
+parts.plan.__kwdefaults__["part_rows"] = int(sys.argv.pop(1))
+cli.app(sys.argv[1:])
+"""
+
+
+def start(job):
+    """Run the command slowly in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(parts.plan.__kwdefaults__["part_rows"]), *job],
+        env=clean_environment(PYTHONPATH=str(ROOT), COLUMNS="80"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_it_goes_on_after_being_killed(job):
     write(Path("a.parquet"), 3000, group=50)
-    code = "from fastpack import cli, parts, scoring\nimport sys, time\nreal = scoring.Scorer.slices\n"
-    code += "def slow(self, table):\n    time.sleep(0.05)\n    yield from real(self, table)\n"
-    code += "scoring.Scorer.slices = slow\nparts.plan.__kwdefaults__['part_rows'] = 100\ncli.app(sys.argv[1:])"
+    parts.plan.__kwdefaults__["part_rows"] = 100
     for kill, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *job],
-            env=clean_environment(PYTHONPATH=str(ROOT)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start(job)
         try:
             before, deadline = len(list(Path().glob("out/part-*"))), time.monotonic() + 60
             while len(list(Path().glob("out/part-*"))) < before + 3:
@@ -228,11 +249,76 @@ def test_it_goes_on_after_being_killed(job):
         assert process.returncode == status
     assert re.fullmatch(r"fastpack score: interrupted; \d+ of 31 parts are complete and stay in out: run the same command again.*\n", said)
     assert not list(Path().glob("out/.part-*"))
-    parts.plan.__kwdefaults__["part_rows"] = 100
     complete = len(list(Path().glob("out/part-*")))
     assert 6 <= complete < 31
     assert f"in 31 parts in out, {complete} of them there already" in run(*job).stdout
     check(parquet.read_table("out"), module(), pa.concat_tables([table(3000), table(25, seed=1)]))
+
+
+# --- two runs at once
+
+
+def test_a_second_run_is_kept_out_until_the_first_has_ended(job):
+    write(Path("a.parquet"), 3000)
+    parts.plan.__kwdefaults__["part_rows"] = 1
+    with start(job) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while len(list(Path("out").glob("part-*"))) < 2:
+                assert first.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for more in ([], ["--overwrite"]):
+                line = one_line(run(*job, *more), 2)
+                assert line.startswith(f"fastpack score: out is being written by another run, process {first.pid} on ")
+                assert line.endswith(": wait for its end, or choose another folder")
+            assert list(Path("out").glob(".part-*"))  # what the first is at work on
+            assert first.poll() is None
+        finally:
+            first.kill()
+    assert Path("out", score_files.LOCK).exists()
+    assert "3,025 rows in 303 parts in out, " in run(*job).stdout
+    assert list(files()) == [f"part-{k:08}.parquet" for k in range(303)]
+
+
+def test_of_runs_that_start_at_once_one_goes_on(job):
+    parts.plan.__kwdefaults__["part_rows"] = 1
+    runs = [start(job) for _ in range(3)]
+    said = [process.communicate(timeout=120) for process in runs]
+    for process, (out, error) in zip(runs, said, strict=True):
+        if process.returncode:
+            assert re.fullmatch(r"fastpack score: out is being written by another run, .*\n", error)
+        else:
+            assert "70 rows in 8 parts in out" in out
+    assert 0 in [process.returncode for process in runs]
+    assert list(files()) == [f"part-{k:08}.parquet" for k in range(8)]
+    check(parquet.read_table("out"), module(), source())
+
+
+def test_a_lock_is_that_of_the_file_in_the_folder(job, monkeypatch):
+    folder, flock, calls = Path("out"), fcntl.flock, []
+
+    def late(file, how):  # the run before removes its file after this one has opened it
+        calls.append(how)
+        if len(calls) == 1:
+            Path(folder, score_files.LOCK).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with score_files.alone(folder):
+        assert len(calls) == 2
+        with pytest.raises(ValueError, match=f"out is being written by another run, process {os.getpid()} on "), score_files.alone(folder):
+            pass
+    assert not files()
+
+
+def test_where_there_are_no_locks(job, monkeypatch):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    line = one_line(run(*job), 2)
+    assert line == "fastpack score: out: its file system has no locks (No locks available): choose a folder on another one"
 
 
 def test_files_of_others_stay(job):
