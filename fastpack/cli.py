@@ -219,7 +219,7 @@ def score(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A state dict: .npz, .safetensors; or .pt, which needs torch.", show_default=False)
     ],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Parquet files, or folders of them.", show_default=False)],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Parquet files, or folders of them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
     column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
     result: Annotated[list[str] | None, typer.Option(help="last (states), rows (of every step); repeatable.  [default: last]")] = None,

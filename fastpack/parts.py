@@ -20,8 +20,8 @@ from pyarrow import parquet
 from fastpack.scoring import Scorer, lengths_of
 from fastpack.storage import Stamp
 
-PART_ROWS = 1 << 16  # row groups of a file make a part together until they have as many rows, or bytes
-PART_BYTES = 1 << 26
+PART_ROWS = 1 << 14  # row groups of a file make a part together until they have as many rows, or bytes:
+PART_BYTES = 1 << 24  # seconds of work, which is what an interruption loses
 PEEK_ROWS = 16  # of a file, at a time, until a sequence has a step
 FINGERPRINT = b"fastpack.score"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,13 +24,14 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 import fastpack
+from fastpack import ray
 from fastpack.cli import app
 from tests.conftest import Child, clean_environment
 from tests.scoring_oracle import check, module, table, weights, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 ROOT = Path(fastpack.__file__).parent.parent
-TIMEOUT = 240  # seconds; it takes about 20
+TIMEOUT = 480  # seconds; it takes about 60
 
 # All of it on one cluster, which takes seconds to start. What is said goes into a file: Ray writes into both usual streams.
 ON_CLUSTER = """
@@ -260,8 +262,22 @@ def test_without_ray_it_says_what_to_install(child: Child) -> None:
     assert child(code, PYTHONPATH=ROOT).strip() == "fastpack.ray needs ray: pip install 'fastpack[ray]'"
 
 
-def test_only_a_scorer_scores() -> None:
-    from fastpack import ray
+@pytest.mark.parametrize("address", ["nonsense", ":6379", "host:", "host:99999"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(ValueError, match=f"the cluster's address is '{address}', but can be host:port, auto or local"):
+        ray.check_address(address)
 
+
+def test_where_there_is_no_cluster() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        ray.check_address(address)
+    with pytest.raises(ConnectionError, match=f"no Ray cluster is at {address}: "):
+        ray.check_address(address)
+    for special in ("auto", "local", "ray://nowhere:1"):
+        ray.check_address(special)
+
+
+def test_only_a_scorer_scores() -> None:
     with pytest.raises(TypeError, match=r"scorer is a dict, not a fastpack\.scoring\.Scorer"):
         ray.score(None, {})

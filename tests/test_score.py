@@ -465,6 +465,7 @@ def test_columns_of_other_types(job):
         ({"id": "id --nonlinearity tanh"}, "--nonlinearity is an RNN's, but the weights are not"),
         ({"a.parquet": "no.parquet"}, "no.parquet: No such file or directory"),
         ({"a.parquet": "folder"}, "folder has no file *.parquet"),
+        ({"x": "x --ray nowhere"}, "the cluster's address is 'nowhere', but can be host:port, auto or local"),
         ({"x": "y"}, "a.parquet: column 'y' is missing: there is 'id', 'x', 'name'"),
         ({"x": "id"}, "a.parquet: column 'id' is of Arrow type int64, but sequences are lists"),
         ({"id": "no"}, "a.parquet: column 'no' is missing"),
