@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: see work
 from pyarrow import parquet
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
@@ -101,28 +102,18 @@ def accuracy(model: nn.Module, file: Path) -> float:
 
 
 def work(rank: int, ranks: int, meeting: str, folder: str, epochs: int) -> None:
-    """Be one of several processes; they find each other by a file, or as the launcher says."""
+    """Be one of several processes; they find each other by a file, or as the launcher says.
+
+    A group's threads end with its last reference, and abort one process in ten where that is left to the interpreter's end.
+    Default arguments in torch.distributed.nn.functional keep the group there is when it is imported, which a
+    DistributedDataParallel does (torch 2.13); imported before, they keep none.
+    """
     where: dict[str, Any] = {"init_method": f"file://{meeting}", "rank": rank, "world_size": ranks} if meeting else {}
     dist.init_process_group("gloo", timeout=PATIENCE, **where)
     try:
         train(Path(folder), epochs)
     finally:
         dist.destroy_process_group()
-
-
-def leave() -> None:
-    """End this process past the interpreter's own way out.
-
-    gloo's threads live on after their group where a DistributedDataParallel was made, and abort one process in ten on that way.
-    """
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def work_and_leave(rank: int, *rest: Any) -> None:
-    """Be one of several processes, and end."""
-    work(rank, *rest)
-    leave()
 
 
 def main() -> None:
@@ -141,9 +132,7 @@ def main() -> None:
             if sys.platform == "linux":
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever this machine's name stands for
             meeting = f"{name}/meeting"  # a file and no port, which another program could have taken
-            spawn(work_and_leave, (options.ranks, meeting, name, options.epochs), nprocs=options.ranks)  # type: ignore[no-untyped-call]
-    if "RANK" in os.environ:
-        leave()
+            spawn(work, (options.ranks, meeting, name, options.epochs), nprocs=options.ranks)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

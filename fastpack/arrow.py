@@ -66,10 +66,15 @@ def pack_column(column: Any, *, nulls: str = "error") -> Packed:
     >>> packed.data.tolist(), packed.batch_sizes.tolist()
     ([1, 9, 2, 3], [2, 1, 1])
     """
-    opened = sequences(_arrays(column, "column"), "column", nulls, None)
+    return pack_named(column, "column", nulls)
+
+
+def pack_named(column: Any, name: str, nulls: str) -> Packed:
+    """Pack the lists of a column as :func:`pack_column` does; errors call it `name`."""
+    opened = sequences(_arrays(column, name), name, nulls, None)
     indices = np.arange(len(opened.sequences)) if opened.valid is None else opened.valid
     if not len(indices):
-        raise ValueError("column has no list that is not null: a batch needs at least one sequence")
+        raise ValueError(f"{name} has no list that is not null: a batch needs at least one sequence")
     found = opened.sequences.located(indices)
     return pack_located(found, opened.sequences.grid, opened.dtype)
 

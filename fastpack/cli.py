@@ -231,8 +231,10 @@ def plan(
 
 @app.command()
 def score(
-    model: Annotated[Path, typer.Argument(help="A state dict: .npz, .safetensors; or .pt, which needs torch.", show_default=False)],
-    inputs: Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A state dict: .npz, .safetensors; or .pt, which needs torch.", show_default=False)
+    ],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Parquet files, or folders of them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
     column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
     result: Annotated[list[str] | None, typer.Option(help="last (states; the default), rows (of each step); repeatable.")] = None,
@@ -271,14 +273,11 @@ def score(
     except ValueError as error:
         fail("score", as_options(str(error)))
     try:
-        job = parts.plan(files, scorer, found.digest, output)
-        missing = score_files.prepare(job, overwrite)
+        score_files.run(new_console(), parts.plan(files, scorer, found.digest, output), overwrite, ray)
     except (TypeError, ValueError, OSError) as error:
         fail("score", parts.said(error))
-    try:
-        score_files.run(new_console(), job, missing, ray)
     except score_files.UnfinishedError as error:
-        fail("score", str(error), 1)
+        fail("score", str(error), 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1)
 
 
 @app.command()

@@ -17,15 +17,20 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
-from fastpack.scoring import Scorer
+from fastpack.scoring import Scorer, lengths_of
 from fastpack.storage import Stamp
 
-PART_ROWS = 1 << 16  # row groups of a file make a part together until they have as many rows, or bytes
-PART_BYTES = 1 << 26
+PART_ROWS = 1 << 14  # row groups of a file make a part together until they have as many rows, or bytes:
+PART_BYTES = 1 << 24  # seconds of work, which is what an interruption loses
+PEEK_ROWS = 16  # of a file, at a time, until a sequence has a step
 FINGERPRINT = b"fastpack.score"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATTERN = f"part-{'[0-9]' * 8}.parquet"  # of parts
 UNFINISHED = ".part-*.tmp"  # of what a process that was killed leaves behind
+
+
+class InputError(ValueError):
+    """What a part is to be made from is not as it should be: that is to be mended, and to try again does not help."""
 
 
 class Part(NamedTuple):
@@ -55,20 +60,29 @@ class Job(NamedTuple):
         """Return where a part goes."""
         return Path(self.folder) / part.name
 
-    def fingerprint(self, part: Part) -> bytes:
-        """Return what tells a part of this job from any other: of model, input, rows and columns."""
+    def fingerprint(self, part: Part | None) -> dict[str, str]:
+        """Return digests of all that a part is made from, by what to call it."""
         scorer = self.scorer
-        made_from = [self.model, repr(scorer.layer), scorer.column, scorer.results, scorer.keep, part]
-        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest().encode()
+        made_from = {
+            "model (or version of fastpack)": [self.model, repr(scorer.layer)],
+            "choice of columns": [scorer.column, scorer.results, scorer.keep],
+            "input": part,
+        }
+        return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in made_from.items()}
 
     def is_done(self, part: Part) -> bool:
         """Whether a part is there, complete, and made by this job or by one like it."""
-        try:
-            footer = parquet.read_metadata(self.path(part))
-        except (pa.ArrowException, OSError):
-            return False
-        found: bool = footer.num_rows == part.rows and (footer.metadata or {}).get(FINGERPRINT) == self.fingerprint(part)
-        return found
+        return fingerprint_of(self.path(part)) == self.fingerprint(part)
+
+
+def fingerprint_of(path: Path) -> dict[str, str]:
+    """Return the fingerprint in a part; an empty one where none is complete."""
+    try:
+        metadata = parquet.read_metadata(path).metadata or {}
+        found: dict[str, str] = json.loads(metadata.get(FINGERPRINT, b"{}"))
+    except (OSError, ValueError):  # Arrow's own is a ValueError
+        return {}
+    return found
 
 
 def inputs(paths: Iterable[Any]) -> list[Path]:
@@ -130,9 +144,9 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     Raises
     ------
     ValueError
-        A file is no Parquet file, is truncated, lacks a column, or lies in `folder`.
+        A file is no Parquet file, is truncated, lacks a column, has sequences that the layer does not take, or lies in `folder`.
     TypeError
-        A column is of another type than in the first file, or that of sequences is none of lists.
+        A column is of another type than in the first file, or that of sequences is none of lists of numbers.
     OSError
         A file cannot be read.
     """
@@ -145,6 +159,7 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
             raise ValueError(f"{folder} has {Path(file).name} in it, which is to be read: choose another folder for what is written")
         try:
             found = scorer.schema(footer.schema.to_arrow_schema())
+            scorer.check(_first_sequence(file, footer, scorer.column))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{file}: {error}") from error
         for name, kind, before in zip(found.names, found.types, (schema or found).types, strict=True):
@@ -161,14 +176,35 @@ def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_
     return Job(scorer, model, str(folder), tuple(parts or empty[:1]))  # without any row: one part, which has the columns
 
 
+def _first_sequence(file: Any, footer: Any, column: str) -> Any:
+    """Return the first of a column's sequences that has a step, as a column, or none: the type need not tell how wide steps are."""
+    try:
+        with parquet.ParquetFile(file, memory_map=True, metadata=footer) as opened:
+            for batch in opened.iter_batches(PEEK_ROWS, columns=[column], use_threads=False):
+                found = pa.Table.from_batches([batch]).column(column)
+                has_steps = lengths_of(found) > 0
+                if has_steps.any():
+                    return found.slice(int(has_steps.argmax()), 1)
+            return opened.schema_arrow.empty_table().column(column)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"it cannot be decoded: {error}") from error
+
+
 def foreign(job: Job) -> list[Path]:
     """Return the parts in the job's folder which are not of this job."""
     own = {part.name for part in job.parts if job.is_done(part)}
     return sorted(path for path in Path(job.folder).glob(PATTERN) if path.name not in own)
 
 
+def origin(job: Job, path: Path) -> str:
+    """Return what tells a foreign part from the job's own."""
+    found, wanted = fingerprint_of(path), job.fingerprint({part.name: part for part in job.parts}.get(path.name))
+    others = [name for name, digest in wanted.items() if found.get(name) != digest]
+    return f"of another {' and another '.join(others)}" if found else "which `fastpack score` did not write, or which is damaged"
+
+
 def remove_unfinished(folder: Any) -> None:
-    """Remove what processes that were killed left behind."""
+    """Remove what processes that were killed left behind. One that is still at work on it, on a cluster, then places no part."""
     for path in Path(folder).glob(UNFINISHED):
         path.unlink(missing_ok=True)
 
@@ -178,7 +214,7 @@ def write(job: Job, part: Part) -> Iterator[int]:
 
     Raises
     ------
-    ValueError, TypeError
+    InputError
         The input has changed or cannot be decoded, or its sequences do not fit the layer: with the file's name.
     OSError
         The part cannot be written: nothing of it is left.
@@ -205,7 +241,7 @@ def _write_into(file: Any, job: Job, part: Part) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         for table in _tables(job, part):
             if schema is None:
-                schema = table.schema.with_metadata({FINGERPRINT: job.fingerprint(part)})
+                schema = table.schema.with_metadata({FINGERPRINT: json.dumps(job.fingerprint(part)).encode()})
                 writer = stack.enter_context(parquet.ParquetWriter(file, schema))
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             yield len(table)
@@ -213,29 +249,30 @@ def _write_into(file: Any, job: Job, part: Part) -> Iterator[int]:
 
 def _tables(job: Job, part: Part) -> Iterable[Any]:
     """Yield what becomes of a part's rows, in pieces; one without rows first, which has the columns."""
-    part.source.check()
     path = part.source.path
+    if Stamp.of(path) != part.source:
+        raise InputError(f"{path} has been changed since this run began")
     try:
         with parquet.ParquetFile(path, memory_map=True) as file:
             yield job.scorer.schema(file.schema_arrow).empty_table()
             for group in range(part.first, part.last):
                 yield from _scored(job.scorer, _decoded(file, group, job.scorer.columns, path), f"{path}, row group {group}")
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file, or is truncated: {error}") from error
+        raise InputError(f"{path} is no Parquet file, or is truncated: {error}") from error
 
 
 def _decoded(file: Any, group: int, columns: list[str], path: str) -> Any:
     try:
         return file.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be decoded, row group {group}: {error}") from error
+        raise InputError(f"{path} cannot be decoded, row group {group}: {error}") from error
 
 
 def _scored(scorer: Scorer, table: Any, where: str) -> Iterable[Any]:
     try:
         yield from scorer.slices(table)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def said(error: Exception) -> str:

@@ -11,6 +11,7 @@ fastpack, with its extra `ray`, is installed on all machines.
 
 import functools
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from fastpack.parts import Job, Part
 from fastpack.scoring import Scorer
 
 RETRIES = 5  # of a part whose worker dies: Ray Data's own are without end, also where the part itself kills it
+PATIENCE = 10  # seconds for a cluster to answer
 
-__all__ = ["Scorer", "score", "write_parts"]
+__all__ = ["Scorer", "check_address", "score", "write_parts"]
 
 
 def score(dataset: Any, scorer: Scorer) -> Any:
@@ -58,6 +60,27 @@ def score(dataset: Any, scorer: Scorer) -> Any:
     return scored
 
 
+def check_address(address: str) -> None:
+    """Check that something answers where a cluster should be. Ray itself tries for minutes, and tells no more than its log.
+
+    Raises
+    ------
+    ValueError
+        `address` is none.
+    ConnectionError
+        Nothing answers.
+    """
+    if address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError(f"the cluster's address is {address!r}, but can be host:port, auto or local")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster is at {address}: {error}") from error
+
+
 def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
     """Make parts on a cluster, of which all machines see the job's files and folder by the same paths.
 
@@ -77,8 +100,12 @@ def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
 
     Raises
     ------
+    InputError
+        One could not be made from its input, for the reason that is given.
     RuntimeError
-        One could not be made, for the reason that is given; or there is no such cluster.
+        One could not be made for another reason, such as a full disk.
+    OSError
+        There is no such cluster.
     """
     if not missing:
         return
@@ -95,7 +122,7 @@ def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
         made = dataset.map(functools.partial(_write_one, job=job, missing=missing), num_cpus=job.scorer.num_threads, max_retries=RETRIES)
         for row in made.iter_rows():
             if row["error"]:
-                raise RuntimeError(row["error"])
+                raise (parts.InputError if row["is_of_input"] else RuntimeError)(row["error"])
             yield row["rows"]
     finally:
         if own:
@@ -105,6 +132,6 @@ def write_parts(job: Job, missing: list[Part], address: str) -> Iterator[int]:
 def _write_one(row: dict[str, int], job: Job, missing: list[Part]) -> dict[str, Any]:
     """Make one part; what goes wrong is told as a value, for an exception would end what other workers do at this time."""
     try:
-        return {"rows": sum(parts.write(job, missing[row["part"]])), "error": ""}
+        return {"rows": sum(parts.write(job, missing[row["part"]])), "error": "", "is_of_input": False}
     except Exception as error:
-        return {"rows": 0, "error": parts.said(error)}
+        return {"rows": 0, "error": parts.said(error), "is_of_input": isinstance(error, parts.InputError)}

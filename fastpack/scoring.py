@@ -1,5 +1,6 @@
 """Scores of sequences in Arrow tables: a column of lists in, columns of what a layer makes of them out, row by row."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,6 @@ import pyarrow as pa
 from pyarrow import compute
 
 from fastpack import arrow, checks
-from fastpack.checks import Array
 from fastpack.packed import Packed
 from fastpack.recurrent import GRU, LSTM, RNN
 
@@ -100,6 +100,17 @@ class Scorer:
             raise TypeError(arrow.no_lists(f"column {self.column!r}", kind))
         return pa.schema([table_schema.field(name) for name in self.keep] + [pa.field(name, self._type(name)) for name in self.results])
 
+    def check(self, column: Any) -> None:
+        """Check that the sequences of a column are what the layer takes, without running it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As a call would raise.
+        """
+        if column.null_count < len(column):
+            self._packed(column.drop_null())
+
     def __call__(self, table: Any) -> Any:
         """Return the result of a table: as many rows, in the same order.
 
@@ -117,7 +128,7 @@ class Scorer:
     def slices(self, table: Any) -> Iterator[Any]:
         """Yield the result of a table in pieces, each of a batch of about `SLICE_STEPS` steps."""
         schema = self.schema(table.schema)
-        lengths = compute.fill_null(compute.list_value_length(table.column(self.column)), 0).to_numpy()
+        lengths = lengths_of(table.column(self.column))
         batches = np.cumsum(lengths, dtype=np.int64) // SLICE_STEPS
         cuts = [0, *(np.flatnonzero(np.diff(batches)) + 1).tolist(), len(lengths)]
         for begin, end in pairwise(cuts):
@@ -134,22 +145,29 @@ class Scorer:
         return pa.table(arrays, schema=schema)
 
     def _run(self, column: Any) -> dict[str, Any]:
-        packed = arrow.pack_column(column)
-        output, state = self.layer(packed._replace(data=self._features(packed.data)), num_threads=self.num_threads)
+        output, state = self.layer(self._packed(column), num_threads=self.num_threads)
         made = {"last": lambda: self._last(state), "rows": lambda: self._rows(output)}
         return {name: made[name]().cast(self._type(name)) for name in self.results}
 
-    def _features(self, rows: Array) -> Array:
-        F = self.layer.input_size
+    def _packed(self, column: Any) -> Packed:
+        """Return lists, of which none is null, as a batch of rows (N, F) of the layer's dtype."""
+        name = f"column {self.column!r}"
+        if compute.list_flatten(column).null_count:
+            raise ValueError(f"{name} has a null among the steps of its lists: fill it, or leave the step out")
+        packed = arrow.pack_named(column, name, "error")
+        rows, F = packed.data, self.layer.input_size
         if not len(rows):  # nothing tells how wide they would be
             rows = np.empty((0, F), self.layer.dtype)
         if rows.ndim == 1 and F == 1:
             rows = rows[:, None]
         if rows.shape[1:] != (F,):
-            raise ValueError(f"column {self.column!r} has steps of shape {rows.shape[1:]}, but the layer takes {F} numbers a step: ({F},)")
+            fitting = f", or a layer whose input_size is {math.prod(rows.shape[1:])}" if rows.ndim < 3 else ""
+            raise ValueError(
+                f"{name} has steps of shape {rows.shape[1:]}, but the layer takes {F} numbers a step, ({F},): name another column{fitting}"
+            )
         if rows.dtype.kind not in "biuf":
-            raise TypeError(f"column {self.column!r} holds {rows.dtype}, but a layer takes numbers: cast them first")
-        return rows.astype(self.layer.dtype, copy=False)
+            raise TypeError(f"{name} holds {rows.dtype}, but a layer takes numbers: cast them first")
+        return packed._replace(data=rows.astype(self.layer.dtype, copy=False))
 
     def _last(self, state: Any) -> Any:
         h_n = state[0] if isinstance(state, tuple) else state
@@ -171,6 +189,11 @@ class Scorer:
     def _type(self, name: str) -> Any:
         one = pa.list_(pa.from_numpy_dtype(self.layer.dtype), self._width)
         return one if name == "last" else pa.large_list(one)
+
+
+def lengths_of(column: Any) -> Any:
+    """Return how long the lists of a column are, 0 for a null."""
+    return compute.fill_null(compute.list_value_length(column), 0).to_numpy()
 
 
 def _spread(array: Any, column: Any) -> Any:

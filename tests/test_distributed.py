@@ -16,7 +16,7 @@ from torch import nn
 import fastpack
 from fastpack import TokenBudgetBatchSampler
 from fastpack.torch import RaggedDataset, restore
-from tests.conftest import clean_environment
+from tests.conftest import Child, clean_environment
 
 ROOT = Path(fastpack.__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "distributed.py"
@@ -93,6 +93,34 @@ def test_two_processes_learn_what_one_does(example: ModuleType, tmp_path: Path) 
         assert int(steps) == pytest.approx(int(others_steps), rel=0.01)
     (percent,) = re.fullmatch(r"(\d+)% of the recordings held out named right", last).groups()
     assert int(percent) > 50  # of 9 speakers
+
+
+THREADS = """
+import os, sys
+from pathlib import Path
+import distributed
+
+def gloo():
+    return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+train = distributed.train
+def counted(*arguments):
+    train(*arguments)
+    print(gloo() > 0)
+
+distributed.train, folder = counted, Path.cwd()
+distributed.write_recordings(folder)
+distributed.work(0, 1, str(folder / "meeting"), str(folder), 1)
+print(gloo())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process tells its threads' names")
+def test_no_thread_outlives_the_group(child: Child, tmp_path: Path) -> None:
+    """One that does aborts some processes at their end."""
+    paths = os.pathsep.join(map(str, (ROOT, EXAMPLE.parent)))
+    out = child(THREADS, cwd=tmp_path, PYTHONPATH=paths, GLOO_SOCKET_IFNAME="lo")
+    assert out.splitlines()[-2:] == ["True", "0"]
 
 
 def test_torchs_launcher_can_start_it() -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,19 +24,21 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 import fastpack
+from fastpack import ray
 from fastpack.cli import app
 from tests.conftest import Child, clean_environment
 from tests.scoring_oracle import check, module, table, weights, write
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 ROOT = Path(fastpack.__file__).parent.parent
-TIMEOUT = 240  # seconds; it takes about 20
+TIMEOUT = 480  # seconds; it takes about 60
 
 # All of it on one cluster, which takes seconds to start. What is said goes into a file: Ray writes into both usual streams.
 ON_CLUSTER = """
-import json, os, pathlib, signal, subprocess, sys
-import ray, ray.data
+import io, json, os, pathlib, resource, signal, subprocess, sys, time
+import ray, ray.data, rich.console
 import fastpack.ray
-from fastpack import model_file, parts, scoring
+from fastpack import model_file, parts, score_files, scoring
 
 class Deadly:  # kills its process when it is first called, wherever that is
     def __init__(self, marker):
@@ -48,13 +51,29 @@ class Deadly:  # kills its process when it is first called, wherever that is
             return value
         os.kill(os.getpid(), signal.SIGKILL)
 
-class DeadlyScorer(scoring.Scorer):
+class DeadlyScorer(scoring.Scorer):  # in the middle of a part, which has two row groups
     def slices(self, table):
-        deadly(None)
+        if table["id"][0].as_py() % 1000 == 10:
+            deadly(None)
         return super().slices(table)
 
-deadly = Deadly("killed by a part")
-files = sys.argv[1:]
+class CrampedScorer(scoring.Scorer):  # what is made of the third file is too large, as on a full disk, while there is the file
+    def slices(self, table):
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        is_full = full.exists() and table["id"][0].as_py() // 1000 == 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if is_full else most, most))
+        return super().slices(table)
+
+def run(job):
+    said = io.StringIO()
+    try:
+        score_files.run(rich.console.Console(file=said), job, False, "auto")
+    except score_files.UnfinishedError as error:
+        said.write(str(error))
+    return said.getvalue()
+
+deadly, full = Deadly("killed by a part"), pathlib.Path("full").absolute()
+SLEEPING, *files = sys.argv[1:]
 model = model_file.read("m.npz")
 choice = model.layer, "x", ("last", "rows"), ("id",)
 said = {}
@@ -72,19 +91,48 @@ try:
     job = parts.plan(files, DeadlyScorer(*choice), model.digest, "parts", part_rows=20)
     said["rows"] = sum(fastpack.ray.write_parts(job, [part for part in job.parts if part.number != 3], "auto"))
     said["missing"] = [part.number for part in job.parts if not job.is_done(part)]
+    said["unfinished"] = len(list(pathlib.Path("parts").glob(parts.UNFINISHED)))
     said["last"] = [*fastpack.ray.write_parts(job, [], "auto"), *fastpack.ray.write_parts(job, [job.parts[3]], "auto")]
+    # a disk that is full, until it is not
+    full.touch()
+    job = job._replace(scorer=CrampedScorer(*choice), folder="cramped")
+    said["full"], said["kept"] = run(job), [part.number for part in job.parts if job.is_done(part)]
+    full.unlink()
+    said["not full"] = run(job)
     # the command: all, what is missing (nothing), and a file that does not fit
     pathlib.Path("elsewhere").mkdir()  # not where the workers are
-    inputs = [f"../{name}" for name in files]
-    command = [sys.executable, "-m", "fastpack", "score", "../m.npz", *inputs, "--column", "x", "--keep", "id"]
-    command += ["--ray", ray.get_runtime_context().gcs_address]
+    options = ["score", "../m.npz", *[f"../{name}" for name in files], "--column", "x", "--keep", "id"]
+    options += ["--ray", ray.get_runtime_context().gcs_address, "-o"]
     said["command"] = []
-    for more in (["-o", "command"], ["-o", "command"], ["-o", "bad", "../bad.parquet"]):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=100, cwd="elsewhere")
+    for more in (["command"], ["command"], ["bad", "../bad.parquet"]):
+        command = [sys.executable, "-m", "fastpack", *options, *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="elsewhere")
         said["command"].append([done.returncode, done.stdout, done.stderr])
+    # killed itself while workers are at work, and once more
+    killed = subprocess.Popen([sys.executable, "-c", SLEEPING, *options, "killed"], cwd="elsewhere")
+    while len(list(pathlib.Path("elsewhere", "killed").glob(parts.UNFINISHED))) < 2 and killed.poll() is None:  # on both CPUs
+        time.sleep(0.01)
+    killed.kill()
+    said["killed"] = killed.wait()
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-m", "fastpack", *options, "killed"], timeout=100, cwd="elsewhere", check=True)
+    print("after a kill:", time.monotonic() - begin)
 finally:
     ray.shutdown()
 pathlib.Path("said.json").write_text(json.dumps(said))
+"""
+
+
+SLEEPING = """
+import sys, time
+from fastpack import cli, scoring
+
+class Sleeping(scoring.Scorer):
+    def slices(self, table):
+        time.sleep(1000)
+
+scoring.Scorer = Sleeping
+cli.app(sys.argv[1:])
 """
 
 
@@ -110,13 +158,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     (folder / "home").mkdir()
     np.savez(folder / "m.npz", **weights(module()))
     files = [write(folder / f"in{k}.parquet", 40 + k, seed=k).name for k in range(6)]
-    parquet.write_table(pa.table({"id": [1], "x": [[[1.0]]]}), folder / "bad.parquet")
+    parquet.write_table(pa.table({"id": [1, 2], "x": [[[1.0] * 3], [[1.0]]]}), folder / "bad.parquet", row_group_size=1)
     # Ray's own files have to be at a short path, for there are sockets among them
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, open(folder / "streams", "w+") as streams:
         environment = clean_environment(
             PYTHONPATH=str(ROOT), HOME=str(folder / "home"), RAY_TMPDIR=short, RAY_USAGE_STATS_ENABLED="0", COLUMNS="80"
         )
-        process = subprocess.Popen([sys.executable, "-c", ON_CLUSTER, *files], env=environment, cwd=folder, stdout=streams, stderr=streams)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ON_CLUSTER, SLEEPING, *files], env=environment, cwd=folder, stdout=streams, stderr=streams
+        )
         try:
             process.wait(TIMEOUT)
         finally:
@@ -141,7 +191,7 @@ def test_nothing_of_a_cluster_is_left(done: Done) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
 def test_rows_of_a_data_set_keep_their_order_though_a_worker_is_killed(done: Done) -> None:
@@ -158,9 +208,23 @@ def test_rows_of_a_data_set_keep_their_order_though_a_worker_is_killed(done: Don
 def test_a_part_whose_worker_is_killed_is_made_again(done: Done) -> None:
     assert (done.folder / "killed by a part").exists()
     assert (done.said["rows"], done.said["missing"], done.said["last"]) == (done.source.num_rows - 20, [3], [20])
+    assert done.said["unfinished"] == 1  # what the killed worker had written
     found = parquet.read_table(done.folder / "parts")
     assert found["id"].equals(done.source["id"])
     check(found, module(), done.source)
+
+
+def test_a_full_disk_of_a_worker(done: Done) -> None:
+    *_, line = done.said["full"].splitlines()
+    found = re.fullmatch(
+        r"/.*/cramped: File too large, while (part-0000000[567]).parquet was written; "
+        r"(\d+) of 17 parts are complete and stay in cramped: run the same command again to go on from there",
+        line,
+    )
+    assert int(found[2]) == len(done.said["kept"]) > 0
+    assert not {5, 6, 7} & set(done.said["kept"])
+    assert f"255 rows in 17 parts in cramped, {found[2]} of them there already" in done.said["not full"]
+    assert contents(done.folder / "cramped") == contents(done.folder / "parts")
 
 
 def test_the_command_makes_on_a_cluster_what_it_makes_here(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +241,20 @@ def test_the_command_makes_on_a_cluster_what_it_makes_here(done: Done, monkeypat
     assert contents(done.folder / "elsewhere" / "command") == contents(done.folder / "here")
 
 
+def test_the_command_goes_on_after_being_killed_though_workers_were_at_work(done: Done) -> None:
+    assert done.said["killed"] == -signal.SIGKILL
+    found = done.folder / "elsewhere" / "killed"
+    assert sorted(path.name for path in found.iterdir()) == [f"part-0000000{k}.parquet" for k in range(6)]
+    assert contents(found) == contents(done.folder / "elsewhere" / "command")
+
+
 def test_the_command_says_what_a_worker_says(done: Done) -> None:
     line = done.said["command"][-1][2].splitlines()[-1]
     assert line.startswith("fastpack score: ")
-    assert "bad.parquet, row group 0: column 'x' has steps of shape (1,), but the layer takes 3 numbers a step" in line
-    assert re.search(r"[0-6] of 7 parts are complete and stay in bad: run the same command again", line)
+    assert "bad.parquet, row group 1: column 'x' has steps of shape (1,), but the layer takes 3 numbers a step" in line
+    assert re.search(
+        r"[0-6] of 7 parts are complete and stay in bad: when the input is mended, run the same command with --overwrite", line
+    )
 
 
 def test_without_ray_it_says_what_to_install(child: Child) -> None:
@@ -189,8 +262,22 @@ def test_without_ray_it_says_what_to_install(child: Child) -> None:
     assert child(code, PYTHONPATH=ROOT).strip() == "fastpack.ray needs ray: pip install 'fastpack[ray]'"
 
 
-def test_only_a_scorer_scores() -> None:
-    from fastpack import ray
+@pytest.mark.parametrize("address", ["nonsense", ":6379", "host:", "host:99999"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(ValueError, match=f"the cluster's address is '{address}', but can be host:port, auto or local"):
+        ray.check_address(address)
 
+
+def test_where_there_is_no_cluster() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        ray.check_address(address)
+    with pytest.raises(ConnectionError, match=f"no Ray cluster is at {address}: "):
+        ray.check_address(address)
+    for special in ("auto", "local", "ray://nowhere:1"):
+        ray.check_address(special)
+
+
+def test_only_a_scorer_scores() -> None:
     with pytest.raises(TypeError, match=r"scorer is a dict, not a fastpack\.scoring\.Scorer"):
         ray.score(None, {})

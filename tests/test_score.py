@@ -1,7 +1,11 @@
 """`fastpack score`: what it writes, how it goes on after an interruption, and what it says when something is wrong."""
 
+import errno
+import fcntl
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +21,12 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import fastpack
-from fastpack import parts
+from fastpack import parts, score_files
 from fastpack.cli import app
 from tests.conftest import clean_environment
 from tests.scoring_oracle import check, module, table, weights, write
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 ROOT = Path(fastpack.__file__).parent.parent
 
 
@@ -162,23 +167,26 @@ def test_it_goes_on_from_another_folder(job, monkeypatch):
     assert "5 parts in ../out, 5 of them there already" in run(*again).stdout
 
 
+MODEL, INPUT = "of another model (or version of fastpack)", "of another input"
+NOT_OURS = "which `fastpack score` did not write, or which is damaged"
 CHANGES = {
-    "model": lambda: np.savez("m.npz", **{name: value * 2 for name, value in weights(module()).items()}),
-    "input": lambda: write(Path("a.parquet"), 45, seed=2),
-    "fewer rows": lambda: write(Path("b.parquet"), 20, seed=1),
-    "truncated": lambda: os.truncate("out/part-00000001.parquet", 100),
-    "not ours": lambda: parquet.write_table(table(15), "out/part-00000001.parquet"),
-    "one more": lambda: parquet.write_table(table(15), "out/part-00000009.parquet"),
+    "model": (MODEL, lambda: np.savez("m.npz", **{name: value * 2 for name, value in weights(module()).items()})),
+    "input": (INPUT, lambda: write(Path("a.parquet"), 45, seed=2)),
+    "fewer rows": (INPUT, lambda: write(Path("b.parquet"), 20, seed=1)),
+    "truncated": (NOT_OURS, lambda: os.truncate("out/part-00000001.parquet", 100)),
+    "not ours": (NOT_OURS, lambda: parquet.write_table(table(15), "out/part-00000001.parquet")),
+    "one more": (INPUT, lambda: shutil.copy("out/part-00000001.parquet", "out/part-00000009.parquet")),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_parts_of_something_else_are_not_taken_for_done(job, change):
     run(*job)
-    CHANGES[change]()
+    problem, do = CHANGES[change]
+    do()
     before = files()
     line = one_line(run(*job), 2)
-    assert " of another model, input or choice of columns, such as part-0000000" in line
+    assert re.search(rf"out has \d parts of something else, such as part-0000000\d.parquet, {re.escape(problem)}", line)
     assert line.endswith("choose another folder, or pass --overwrite to remove them")
     assert files() == before
     assert run(*job, "--overwrite").exit_code == 0
@@ -190,18 +198,43 @@ def test_parts_of_something_else_are_not_taken_for_done(job, change):
 @pytest.mark.parametrize("options", [["--result", "rows"], ["--keep", "name"]], ids=str)
 def test_parts_of_other_columns_are_not_taken_for_done(job, options):
     run(*job)
-    assert "5 parts of another model, input or choice of columns" in one_line(run(*job, *options), 2)
+    problem = "5 parts of something else, such as part-00000000.parquet, of another choice of columns: "
+    assert problem in one_line(run(*job, *options), 2)
+    CHANGES["model"][1]()
+    assert f"{MODEL} and another choice of columns: " in one_line(run(*job, *options), 2)
+
+
+SLOW = """
+import sys, time
+from fastpack import cli, parts, scoring
+
+real = scoring.Scorer.slices
+def slow(self, table):
+    time.sleep(0.05)
+    yield from real(self, table)
+
+scoring.Scorer.slices = slow
+parts.plan.__kwdefaults__["part_rows"] = int(sys.argv.pop(1))
+cli.app(sys.argv[1:])
+"""
+
+
+def start(job):
+    """Run the command slowly in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(parts.plan.__kwdefaults__["part_rows"]), *job],
+        env=clean_environment(PYTHONPATH=str(ROOT), COLUMNS="80"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_it_goes_on_after_being_killed(job):
     write(Path("a.parquet"), 3000, group=50)
-    code = "from fastpack import cli, parts, scoring\nimport sys, time\nreal = scoring.Scorer.slices\n"
-    code += "def slow(self, table):\n    time.sleep(0.05)\n    yield from real(self, table)\n"
-    code += "scoring.Scorer.slices = slow\nparts.plan.__kwdefaults__['part_rows'] = 100\ncli.app(sys.argv[1:])"
+    parts.plan.__kwdefaults__["part_rows"] = 100
     for kill, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *job], env=clean_environment(PYTHONPATH=str(ROOT)), stdout=subprocess.DEVNULL
-        )
+        process = start(job)
         try:
             before, deadline = len(list(Path().glob("out/part-*"))), time.monotonic() + 60
             while len(list(Path().glob("out/part-*"))) < before + 3:
@@ -209,16 +242,83 @@ def test_it_goes_on_after_being_killed(job):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             process.send_signal(kill)
-            assert process.wait(60) == status
+            _, said = process.communicate(timeout=60)
         finally:
             process.kill()
             process.wait()
+        assert process.returncode == status
+    assert re.fullmatch(r"fastpack score: interrupted; \d+ of 31 parts are complete and stay in out: run the same command again.*\n", said)
     assert not list(Path().glob("out/.part-*"))
-    parts.plan.__kwdefaults__["part_rows"] = 100
     complete = len(list(Path().glob("out/part-*")))
     assert 6 <= complete < 31
     assert f"in 31 parts in out, {complete} of them there already" in run(*job).stdout
     check(parquet.read_table("out"), module(), pa.concat_tables([table(3000), table(25, seed=1)]))
+
+
+# --- two runs at once
+
+
+def test_a_second_run_is_kept_out_until_the_first_has_ended(job):
+    write(Path("a.parquet"), 3000)
+    parts.plan.__kwdefaults__["part_rows"] = 1
+    with start(job) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while len(list(Path("out").glob("part-*"))) < 2:
+                assert first.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for more in ([], ["--overwrite"]):
+                line = one_line(run(*job, *more), 2)
+                assert line.startswith(f"fastpack score: out is being written by another run, process {first.pid} on ")
+                assert line.endswith(": wait for its end, or choose another folder")
+            assert list(Path("out").glob(".part-*"))  # what the first is at work on
+            assert first.poll() is None
+        finally:
+            first.kill()
+    assert Path("out", score_files.LOCK).exists()
+    assert "3,025 rows in 303 parts in out, " in run(*job).stdout
+    assert list(files()) == [f"part-{k:08}.parquet" for k in range(303)]
+
+
+def test_of_runs_that_start_at_once_one_goes_on(job):
+    parts.plan.__kwdefaults__["part_rows"] = 1
+    runs = [start(job) for _ in range(3)]
+    said = [process.communicate(timeout=120) for process in runs]
+    for process, (out, error) in zip(runs, said, strict=True):
+        if process.returncode:
+            assert re.fullmatch(r"fastpack score: out is being written by another run, .*\n", error)
+        else:
+            assert "70 rows in 8 parts in out" in out
+    assert 0 in [process.returncode for process in runs]
+    assert list(files()) == [f"part-{k:08}.parquet" for k in range(8)]
+    check(parquet.read_table("out"), module(), source())
+
+
+def test_a_lock_is_that_of_the_file_in_the_folder(job, monkeypatch):
+    folder, flock, calls = Path("out"), fcntl.flock, []
+
+    def late(file, how):  # the run before removes its file after this one has opened it
+        calls.append(how)
+        if len(calls) == 1:
+            Path(folder, score_files.LOCK).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with score_files.alone(folder):
+        assert len(calls) == 2
+        with pytest.raises(ValueError, match=f"out is being written by another run, process {os.getpid()} on "), score_files.alone(folder):
+            pass
+    assert not files()
+
+
+def test_where_there_are_no_locks(job, monkeypatch):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    line = one_line(run(*job), 2)
+    assert line == "fastpack score: out: its file system has no locks (No locks available): choose a folder on another one"
 
 
 def test_files_of_others_stay(job):
@@ -293,7 +393,7 @@ def test_pages_that_cannot_be_decoded(job):
     Path("b.parquet").write_bytes(content)
     line = one_line(run(*job), 1)
     assert "b.parquet cannot be decoded, row group 2: " in line
-    assert "4 of 5 parts are complete" in line
+    assert "4 of 5 parts are complete and stay in out: when the input is mended" in line
     assert len(files()) == 4
 
 
@@ -306,27 +406,49 @@ def test_an_input_that_changes_meanwhile(job, monkeypatch):
 
     monkeypatch.setattr(parts, "write", changing)
     line = one_line(run(*job), 1)
-    assert "b.parquet has " in line
-    assert "3 of 5 parts are complete" in line
+    assert "b.parquet has been changed since this run began; 3 of 5 parts are complete" in line
+    assert line.endswith("when the input is mended, run the same command with --overwrite to go on from there")
 
 
-def test_sequences_that_do_not_fit(job):
-    kind = pa.list_(pa.list_(pa.float32()))
-    for rows, message in (([[[1.0, 2.0]]], "steps of shape (2,), but the layer takes 3 numbers"), ([[None]], "has a null among the steps")):
-        parquet.write_table(pa.table({"id": [0], "x": pa.array(rows, kind)}), "b.parquet")
-        line = one_line(run(*job, "--overwrite"), 1)
-        assert "b.parquet, row group 0: column" in line
-        assert message in line
-        assert "3 of 4 parts are complete" in line
+LISTS = pa.list_(pa.list_(pa.float32()))
+MISFITS = {
+    "steps of shape (2,), but the layer takes 3 numbers a step, (3,): name another column, or a layer whose input_size is 2": pa.array(
+        [None, [], [[1.0, 2.0]]], LISTS
+    ),
+    "of another width": pa.array([[[1.0, 2.0]]], pa.list_(pa.list_(pa.float32(), 2))),
+    "steps of shape (), but the layer takes 3": pa.array([[1.0, 2.0, 3.0]]),
+    "has a null among the steps of its lists: fill it, or leave the step out": pa.array([[None]], LISTS),
+    "holds values of Arrow type string: cast them to numbers": pa.array([["a"]]),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_sequences_that_do_not_fit(job, message):
+    parquet.write_table(pa.table({"id": np.arange(len(MISFITS[message])), "x": MISFITS[message]}), "b.parquet")
+    line = one_line(run(*job), 2)
+    assert line.startswith("fastpack score: b.parquet: column 'x' ")
+    assert message.replace("of another width", "steps of shape (2,)") in line
+    assert not Path("out").exists()
+
+
+def test_sequences_that_do_not_fit_further_on(job):
+    rows = [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]]
+    parquet.write_table(pa.table({"id": [0, 1], "x": pa.array(rows, LISTS)}), "b.parquet", row_group_size=1)
+    line = one_line(run(*job), 1)
+    assert re.search(r"/b\.parquet, row group 1: column 'x' has steps of shape \(2,\), but the layer takes 3 numbers a step", line)
+    assert "3 of 4 parts are complete and stay in out: when the input is mended, run the same command with --overwrite" in line
+    write(Path("b.parquet"), 25, seed=1)
+    assert "70 rows in 5 parts in out, 3 of them there already" in run(*job, "--overwrite").stdout
+    check(parquet.read_table("out"), module(), source())
 
 
 def test_one_part_is_not_several(job):
     one = ["score", "m.npz", "b.parquet", "--output", "out", "--column", "x"]
-    parquet.write_table(pa.table({"x": [[[1.0, 2.0]]]}), "b.parquet")
-    assert one_line(run(*one), 1).endswith("; 0 of 1 part is complete and stays in out: run the same command again to go on from there")
+    parquet.write_table(pa.table({"x": [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]]}), "b.parquet")
+    assert "; 0 of 1 part is complete and stays in out: when the input is mended" in one_line(run(*one), 1)
     write(Path("b.parquet"), 1)
     assert "\n1 row in 1 part in out; " in run(*one).stdout
-    assert "out has 1 part of another model, input or choice of columns, " in one_line(run(*one, "--keep", "id"), 2)
+    assert "out has 1 part of something else, " in one_line(run(*one, "--keep", "id"), 2)
 
 
 def test_columns_of_other_types(job):
@@ -355,6 +477,7 @@ def test_columns_of_other_types(job):
         ({"id": "id --nonlinearity tanh"}, "--nonlinearity is an RNN's, but the weights are not"),
         ({"a.parquet": "no.parquet"}, "no.parquet: No such file or directory"),
         ({"a.parquet": "folder"}, "folder has no file *.parquet"),
+        ({"x": "x --ray nowhere"}, "the cluster's address is 'nowhere', but can be host:port, auto or local"),
         ({"x": "y"}, "a.parquet: column 'y' is missing: there is 'id', 'x', 'name'"),
         ({"x": "id"}, "a.parquet: column 'id' is of Arrow type int64, but sequences are lists"),
         ({"id": "no"}, "a.parquet: column 'no' is missing"),

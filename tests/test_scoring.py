@@ -13,6 +13,7 @@ from fastpack import scoring
 from fastpack.scoring import Scorer
 from tests.scoring_oracle import F, H, check, module, table, weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of torch
 KINDS = [
     ("LSTM", {}),
     ("LSTM", {"bidirectional": True, "num_layers": 2}),
