@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler, TokenBudgetStream
 from fastpack.torch import PackCollate, RaggedDataset, loader, unpack_sequence
@@ -63,6 +64,20 @@ def test_a_loader_takes_batches_of_samplers(sampler: Any, options: dict[str, int
             assert label.tolist() == indices
             assert_packed(packed, dataset.__getitems__(indices)[0])
         assert sorted(k for _, label in found for k in label.tolist()) == list(range(60))
+
+
+MAKES = [*((loader, options) for options in WAYS), (DataLoader, {"num_workers": 2, "persistent_workers": True})]
+
+
+@pytest.mark.parametrize(("make", "options"), MAKES, ids=str)
+def test_a_loader_goes_on_in_mid_epoch(make: Any, options: dict[str, Any]) -> None:
+    """With worker processes torch's loader asks a sampler for two iterators, and draws from the second."""
+    dataset, whole = RaggedDataset(FRAMES, OFFSETS, label=np.arange(60)), list(TokenBudgetBatchSampler(LENGTHS, BUDGET))
+    resumed = TokenBudgetBatchSampler(LENGTHS, BUDGET)
+    resumed.load_state_dict(TokenBudgetBatchSampler(LENGTHS, BUDGET).state_dict(4))
+    batches = make(dataset, batch_sampler=resumed, collate_fn=PackCollate(), **options)
+    assert [label.tolist() for _, label in batches] == whole[4:]
+    assert [label.tolist() for _, label in batches] == whole  # and then all of an epoch
 
 
 def samples() -> list[tuple[torch.Tensor, int]]:

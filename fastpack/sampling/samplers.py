@@ -50,11 +50,11 @@ class BatchSampler(ABC):
         return len(self.plan().offsets) - 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        plan, begin = self.plan(), self._resume_at
-        self._drawn, self._resume_at = begin, 0
-        return self._batches(plan, begin)
+        self._drawn = self._resume_at
+        return self._batches(self.plan(), self._resume_at)
 
     def _batches(self, plan: Plan, begin: int) -> Iterator[list[int]]:
+        self._resume_at = 0  # not before the first is drawn: a DataLoader with worker processes asks for two iterators, and uses the second
         for k in range(begin, len(plan.offsets) - 1):
             self._drawn = k + 1
             yield plan.indices[plan.offsets[k] : plan.offsets[k + 1]].tolist()
