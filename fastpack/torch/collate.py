@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from fastpack.torch import transit
 from fastpack.torch.arrays import pack_numpy, pack_ragged
 from fastpack.torch.rnn_utils import pack_sequence, pad_packed_sequence
-from fastpack.torch.samples import EMPTY, columns_of, is_container, rebuilt, unlike
+from fastpack.torch.samples import EMPTY, PACKED, columns_of, is_container, rebuilt, unlike
 
 Rule = Callable[[str, Any], bool]
 
@@ -203,6 +203,8 @@ def _as_tensor(kind: type, numbers: Iterable[Any]) -> Tensor:
 
 def _stacked(values: Sequence[Any]) -> Any:
     first = values[0]
+    if isinstance(first, PackedSequence):  # default_collate would stack its tensors, and nothing would tell
+        raise TypeError(f"sample 0 is {PACKED}")
     if type(first) in (int, float) and len(set(map(type, values))) == 1:
         return _as_tensor(type(first), values)
     if type(first) is Tensor and first.layout is torch.strided and first.nbytes * len(values) < STACKED_BELOW:
