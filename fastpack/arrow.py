@@ -281,7 +281,7 @@ def _items(array: Any, name: str) -> Array:
 
 def row_column(table: Any, name: str, source: Any) -> tuple[Rows, np.dtype[Any]]:
     """Return a column of one value, or one list of a fixed size, a row; what stands for a null is anything."""
-    arrays = [_filled(array) for array in chosen(table, name).chunks if len(array)]
+    arrays = [_filled(array) for array in _lists_filled(chosen(table, name), name).chunks if len(array)]
     rows = [_rows(array, f"column {name!r}") for array in arrays]
     chunks = [(len(array), address(array), array) for array in rows]
     return Rows(grid_of(rows[0]), chunks, (_rows_again, (_alone(source, name), name))), rows[0].dtype
@@ -289,6 +289,16 @@ def row_column(table: Any, name: str, source: Any) -> tuple[Rows, np.dtype[Any]]
 
 def _rows_again(source: Any, name: str) -> Rows:
     return row_column(opened(source), name, source)[0]
+
+
+def _lists_filled(column: Any, name: str) -> Any:
+    """Return a column with the first list that there is in place of each that is null."""
+    if not (is_list(column.type) and column.null_count):
+        return column
+    if column.null_count == len(column):
+        raise ValueError(f"column {name!r} is null in every row: nothing is left of the data set")
+    valid = column.is_valid().to_numpy()
+    return column.take(pa.array(np.where(valid, np.arange(len(valid)), valid.argmax())))
 
 
 def _filled(array: Any) -> Any:

@@ -286,6 +286,27 @@ def test_nulls_are_skipped_on_request(tmp_path):
     assert [sample.tolist() for sample in holes] == [[1], [2], [3]] * 10
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.int16(), 2), pa.list_(pa.int16()), pa.large_list(pa.int16())], ids=str)
+def test_rows_without_a_list_are_skipped_on_request(kind, tmp_path):
+    boxes = [[k, -k] if k % 3 else None for k in range(40)]
+    table = TABLE.select(["tokens", "label"]).append_column("box", pa.array(boxes, kind))
+    pq.write_table(table, tmp_path / "boxes.parquet", row_group_size=7)
+    kept = [k for k in range(40) if k % 3]
+    for dataset in (
+        fp.RaggedDataset.from_arrow(table, "tokens", ["label", "box"], nulls="skip"),
+        fp.RaggedDataset.from_arrow(chunked(table, 1), "tokens", ["label", "box"], nulls="skip"),
+        fp.RaggedDataset.from_parquet(tmp_path / "boxes.parquet", "tokens", ["label", "box"], nulls="skip"),
+    ):
+        for found in (dataset, pickle.loads(pickle.dumps(dataset))):
+            batch = found.__getitems__(range(len(found)))
+            assert batch.label.tolist() == kept
+            assert_same(batch.box, torch.tensor([boxes[k] for k in kept], dtype=torch.int16))
+    with pytest.raises(ValueError, match="column 'box' is null in row 0: fill it, or pass nulls='skip'"):
+        fp.RaggedDataset.from_arrow(table, "tokens", "box")
+    with pytest.raises(ValueError, match="column 'box' is null in every row: nothing is left"):
+        fp.RaggedDataset.from_arrow(table.slice(0, 1), "tokens", "box", nulls="skip")
+
+
 def test_nothing_to_read(tmp_path):
     empty = TABLE.slice(0, 0)
     pq.write_table(empty, tmp_path / "empty.parquet")
