@@ -259,9 +259,14 @@ def _rows(array: Any, name: str) -> Array:
         return _rows(array.storage, name)
     if not is_list(array.type):
         return _items(array, name)
-    count, (bounds, first, child) = len(array), _bounds(array)
+    count = len(array)
+    if _types.is_fixed_size_list(array.type):  # known without a number for each row, of which there may be many millions
+        size = array.type.list_size
+        inner = _rows(array.values.slice(array.offset * size, count * size), name)
+        return inner.reshape(count, size, *inner.shape[1:])
+    bounds, first, child = _bounds(array)
     starts, ends = (bounds[:-1], bounds[1:]) if bounds.ndim == 1 else bounds.T
-    size = int(ends[0] - starts[0]) if count else max(getattr(array.type, "list_size", 0), 0)
+    size = int(ends[0] - starts[0]) if count else 0
     expected = first + size * np.arange(count + 1)
     if (starts != expected[:-1]).any() or (ends != expected[1:]).any():
         raise ValueError(f"{name} has rows of different sizes within its lists: each must have as many values as the first, {size}")

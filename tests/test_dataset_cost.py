@@ -1,6 +1,7 @@
 """What a batch of a RaggedDataset costs: kernels, tensors, and memory of the process that makes one after another."""
 
 import resource
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,6 +61,18 @@ def test_a_batch_takes_one_kernel_a_field_and_no_tensor_a_sequence(monkeypatch: 
         assert (kernels, operations) == cost(monkeypatch, lambda made=made: made.__getitems__(few))
         assert sum(number for name, number in kernels.items() if name.startswith("pack_")) == count
     assert cost(monkeypatch, lambda: [dataset[k] for k in many])[1] >= 2 * len(many)  # by samples it is tensors for each
+
+
+def test_opening_a_column_takes_no_memory_for_each_row() -> None:
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1 << 20, np.int8)), 2)
+    table = pa.table({"x": pa.ListArray.from_arrays(pa.array(np.arange(0, len(frames) + 1, 1 << 10, dtype=np.int32)), frames)})
+    tracemalloc.start()
+    try:
+        dataset = RaggedDataset.from_arrow(table, "x")
+        assert tracemalloc.get_traced_memory()[1] < len(frames) / 4  # bytes
+        assert dataset[511].shape == (1 << 10, 2)
+    finally:
+        tracemalloc.stop()
 
 
 class Resident:
