@@ -35,6 +35,12 @@ class Column(NamedTuple):
     valid: Int64Array | None  # the numbers of those that are not null, where some are
 
 
+class Wrapped(NamedTuple):
+    """A table of Hugging Face's library, which has one of pyarrow's: it is pickled as the path of the file that it maps."""
+
+    whole: Any
+
+
 def pack_column(column: Any, *, nulls: str = "error") -> Packed:
     """Pack the lists of a column.
 
@@ -108,7 +114,7 @@ def unpack_column(packed: Packed) -> Any:
 
 
 def opened(source: Any) -> Any:
-    """Return what has columns as a pyarrow Table: a table, a record batch, an Arrow file's path, a data set of Hugging Face.
+    """Return what has columns as a pyarrow Table: a table, a record batch, an Arrow file's path, or one `Wrapped`.
 
     Files are memory-mapped; what is compressed in one is read to memory.
 
@@ -128,8 +134,8 @@ def opened(source: Any) -> Any:
         return pa.Table.from_batches([source])
     if isinstance(source, (str, os.PathLike)):
         return _file(os.fspath(source))
-    if hasattr(source, "with_format") and hasattr(source, "column_names"):  # Hugging Face's, whatever format it is set to give
-        return opened(source.with_format("arrow")[:])
+    if isinstance(source, Wrapped):
+        return source.whole.table
     if hasattr(source, "__arrow_c_stream__"):
         return pa.table(source)
     if hasattr(source, "__arrow_c_array__"):
@@ -146,10 +152,10 @@ def table_of(values: Any, name: str) -> Any:
 
 
 def portable_source(source: Any, table: Any) -> Any:
-    """Return what another process opens in place of `source`: a file by its path; Hugging Face's data sets see to it themselves."""
+    """Return what another process opens in place of `source`: a file by its path."""
     if isinstance(source, (str, os.PathLike)):
         return Stamp.of(source)
-    return source if hasattr(source, "with_format") else table
+    return source if isinstance(source, Wrapped) else table
 
 
 def chosen(table: Any, name: str) -> Any:
@@ -207,6 +213,13 @@ def valid_rows(table: Any, name: str, nulls: str) -> Int64Array | None:
         One is null, and `nulls` is 'error'.
     """
     return _valid([array for array in chosen(table, name).chunks if len(array)], f"column {name!r}", nulls)
+
+
+def has_null(array: Any) -> bool:
+    """Whether there is a null in an array, or at any depth in its lists."""
+    if isinstance(array, pa.ExtensionArray):
+        return has_null(array.storage)
+    return bool(array.null_count) or (is_list(array.type) and has_null(array.flatten()))
 
 
 def _valid(arrays: list[Any], name: str, nulls: str) -> Int64Array | None:
@@ -332,6 +345,8 @@ def _texts_again(source: Any, name: str) -> Ragged:
 
 def _alone(source: Any, name: str) -> Any:
     """Return what to send to another process for one column of `source`."""
+    if isinstance(source, Wrapped):
+        return Wrapped(source.whole.select([name]))
     return source.select([name]) if isinstance(source, (pa.Table, pa.RecordBatch)) else source
 
 

@@ -100,7 +100,8 @@ class RaggedDataset(Dataset[Any]):
         ----------
         table : pyarrow Table or RecordBatch, path of an Arrow file, or an object with Arrow's C interface
             Files, of either of Arrow's formats, are memory-mapped (what is compressed in them is read to memory). A data set of
-            Hugging Face's library is taken as it is, with its selection of rows.
+            Hugging Face's library is taken as it is, with its selection of rows, which are left where they are unless one
+            of these columns has a null.
         column : str, or list of them
             Columns of sequences, fields of these names: lists of numbers or truths, or of rows, lists of one size. See
             :func:`fastpack.arrow.pack_column`.
@@ -117,7 +118,8 @@ class RaggedDataset(Dataset[Any]):
         Raises
         ------
         TypeError
-            `table` is nothing of the kind, or a column of a type that sequences or values are not.
+            `table` is nothing of the kind (several data sets, or one that is streamed), or a column of a type that sequences
+            or values are not.
         ValueError
             A column is missing, something is null, there is no row, or a file is no Arrow file.
 
@@ -128,9 +130,12 @@ class RaggedDataset(Dataset[Any]):
         >>> RaggedDataset.from_arrow(table, "tokens", "label")[1]
         RaggedBatch(tokens=tensor([1, 2, 3]), label=tensor(1))
         """
-        from fastpack import arrow
+        from fastpack import arrow, hugging_face
 
         names, others = _names(column, per_sequence)
+        rows: Int64Array | None = None
+        if hugging_face.is_data_set(table):
+            table, rows = hugging_face.selected(table, [*names, *others])
         opened = arrow.opened(table)
         source = arrow.portable_source(table, opened)
         fields: dict[str, Field] = {}
@@ -142,7 +147,7 @@ class RaggedDataset(Dataset[Any]):
         for name in others:
             valid.append(arrow.valid_rows(opened, name, nulls))
             fields[name] = column_of(opened, name, source)
-        return cls._of(fields, valid)
+        return cls._of(fields, valid if rows is None else [rows])
 
     @classmethod
     def from_parquet(

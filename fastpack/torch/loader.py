@@ -202,7 +202,7 @@ class _StreamElsewhere(_Stream):
 
     def __init__(self, stream: TokenBudgetStream[Any]) -> None:
         super().__init__(stream)
-        self.place = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.place = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def hand_over(self) -> None:
         """Leave the next iteration to the worker process."""
