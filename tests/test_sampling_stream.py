@@ -52,6 +52,7 @@ def test_every_sample_once_within_budget(lengths, buffer_size, W, max_sequences)
             return
     assert sorted(sample for batches in ranks for batch in batches for sample in batch) == list(enumerate(lengths))
     assert len(set(map(len, ranks))) == 1
+    assert np.ptp([sum(length for batch in batches for _, length in batch) for batches in ranks]) <= max(lengths, default=0)
     for batch in (batch for batches in ranks for batch in batches):
         assert batch
         assert len(batch) == 1 or sum(max(length, 1) for _, length in batch) <= 100

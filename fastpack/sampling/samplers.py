@@ -166,7 +166,8 @@ class LengthGroupedBatchSampler(BatchSampler):
         The same seed, epoch and lengths give the same batches on every machine.
     rank, world_size : int
         This process among all; by default as torch.distributed's launchers say in RANK and WORLD_SIZE, else 0 of 1. Every
-        rank has the same number of batches and, in all and in each batch, nearly the same number of real steps.
+        rank has the same number of batches and, in all and in each batch, nearly the same number of real steps: in all, two
+        ranks differ by the longest sequence at most, which is below 1 % where that is below 1 % of a rank's steps.
     remainder : {"keep", "drop", "repeat"}
         What becomes of sequences beyond a multiple of `world_size`. "keep": some ranks have a sequence more, and each comes once.
         "drop": random ones are left out. "repeat": random ones come twice, so that all ranks have equally many, as in torch's

@@ -56,7 +56,8 @@ class TokenBudgetStream(Generic[Sample]):
         The same seed, epoch and samples give the same batches on every machine.
     rank, world_size : int
         This process among all: each reads the whole stream and hands out its share, the same number of batches on every rank,
-        and nearly as many real steps: what a rank has had less in one buffer than the others, it gets in the next.
+        and nearly as many real steps: a rank that has had less than the others gets more of the next buffer, so that two ranks
+        differ by the longest sample at most.
         Not read from the environment, as many streams are shared between the ranks already: then leave 0 of 1.
     remainder : {"keep", "drop", "repeat"}
         What becomes of the last samples, beyond a multiple of `world_size`, as of `LengthGroupedBatchSampler`.
