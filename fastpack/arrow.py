@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise ImportError("fastpack.arrow needs pyarrow 18 or later: pip install 'fastpack[arrow]'") from error
 import numpy as np
 
-from fastpack import checks
+from fastpack import checks, storage
 from fastpack.checks import Array, Int64Array, address
 from fastpack.packed import Packed
 from fastpack.packing import _pack, unpack_ragged
@@ -280,9 +280,11 @@ def _rows(array: Any, name: str) -> Array:
     bounds, first, child = _bounds(array)
     starts, ends = (bounds[:-1], bounds[1:]) if bounds.ndim == 1 else bounds.T
     size = int(ends[0] - starts[0]) if count else 0
-    expected = first + size * np.arange(count + 1)
-    if (starts != expected[:-1]).any() or (ends != expected[1:]).any():
-        raise ValueError(f"{name} has rows of different sizes within its lists: each must have as many values as the first, {size}")
+    for k in range(0, count, storage.PIECE):  # memory for them all would be several times what the values take
+        expected = first + size * np.arange(k, min(k + storage.PIECE, count) + 1)
+        piece = slice(k, k + len(expected) - 1)
+        if (starts[piece] != expected[:-1]).any() or (ends[piece] != expected[1:]).any():
+            raise ValueError(f"{name} has rows of different sizes within its lists: each must have as many values as the first, {size}")
     inner = _rows(child.slice(0, size * count), name)
     return inner.reshape(count, size, *inner.shape[1:])
 

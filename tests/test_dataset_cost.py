@@ -63,16 +63,31 @@ def test_a_batch_takes_one_kernel_a_field_and_no_tensor_a_sequence(monkeypatch: 
     assert cost(monkeypatch, lambda: [dataset[k] for k in many])[1] >= 2 * len(many)  # by samples it is tensors for each
 
 
-def test_opening_a_column_takes_no_memory_for_each_row() -> None:
-    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1 << 20, np.int8)), 2)
-    table = pa.table({"x": pa.ListArray.from_arrays(pa.array(np.arange(0, len(frames) + 1, 1 << 10, dtype=np.int32)), frames)})
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_opening_a_column_takes_no_memory_for_each_row(is_fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastpack.storage.PIECE", 5000)
+    values, rows = pa.array(np.zeros(1 << 20, np.int8)), 1 << 19
+    inner = pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32))
+    frames = pa.FixedSizeListArray.from_arrays(values, 2) if is_fixed else pa.ListArray.from_arrays(inner, values)
+    table = pa.table({"x": pa.ListArray.from_arrays(pa.array(np.arange(0, rows + 1, 1 << 10, dtype=np.int32)), frames)})
     tracemalloc.start()
     try:
         dataset = RaggedDataset.from_arrow(table, "x")
-        assert tracemalloc.get_traced_memory()[1] < len(frames) / 4  # bytes
+        assert tracemalloc.get_traced_memory()[1] < rows / 2  # bytes
         assert dataset[511].shape == (1 << 10, 2)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("wrong", [1, 4999, 5000, 5001, 9999, 10_000])
+def test_an_inner_list_of_another_size_is_found_wherever_it_is(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastpack.storage.PIECE", 5000)
+    sizes = np.full(10_002, 2)
+    sizes[wrong], sizes[wrong + 1] = 1, 3
+    frames = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *sizes], dtype=np.int32)), pa.array(np.zeros(sizes.sum(), np.int8)))
+    table = pa.table({"x": pa.ListArray.from_arrays(pa.array([0, 10_002], pa.int32()), frames)})
+    with pytest.raises(ValueError, match=r"column 'x' has rows of different sizes within its lists: .* as the first, 2"):
+        RaggedDataset.from_arrow(table, "x")
 
 
 class Resident:

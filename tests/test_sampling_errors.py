@@ -139,7 +139,7 @@ def changed(name, value):
         (changed("checksum", 4), ValueError, "^state_dict was taken with checksum 4, but"),
         (changed("seed", 4), ValueError, "^state_dict was taken with seed 4, but this sampler has 0"),
         (changed("world_size", 2), ValueError, "^state_dict was taken with world_size 2, but this sampler has 1"),
-        (changed("version", 0), ValueError, "^state_dict was taken with version 0, but this sampler has 1"),
+        (changed("version", 0), ValueError, "^state_dict was taken with version 0, but this sampler has 2"),
         (changed("epoch", -1), ValueError, "^epoch is -1, but needs at least 0"),
         (changed("batches", -1), ValueError, r"^state_dict\['batches'\] is -1, but needs at least 0"),
         (changed("batches", 4), ValueError, r"^state_dict\['batches'\] is 4, but the epoch has 2 batches"),

@@ -27,7 +27,8 @@ class PackCollate:
     """Make a batch of samples: sequences are packed, the rest is stacked as torch's `default_collate` does it.
 
     A sample is a sequence, or a tuple, named tuple, list, dict or dataclass of fields, nested at will; a batch has the same form,
-    with a tuple's fields in a list, as torch has it. A field's name is the way to it: "tokens", "1" for the second of a tuple,
+    with a tuple's fields in a list, as torch has it. (In dataclasses torch's `pin_memory` finds no tensors, unless they have a
+    method of that name; in all other forms it does.) A field's name is the way to it: "tokens", "1" for the second of a tuple,
     "inputs.frames" for what is nested; "" for a sample that is nothing but a sequence.
 
     Unless `fields` says so, a field is a sequence where it has a dimension: any tensor or array but those of a single value, and

@@ -17,6 +17,7 @@ from fastpack.torch.fields import column_of, joined, sequences_of, torch_dtype, 
 from fastpack.torch.layout import TensorLayout
 
 CACHE_BYTES = 1 << 30
+WAY_OUT = "a DataLoader takes a sampler of batches as its batch_sampler, not as its sampler"
 
 
 class RaggedDataset(Dataset[Any]):
@@ -29,7 +30,9 @@ class RaggedDataset(Dataset[Any]):
     ever changed.
 
     The batch is complete, so a `collate_fn` has to return it as it is: `fastpack.torch.loader` and `PackCollate` do, and so does
-    `collate_fn=lambda batch: batch`; torch's `default_collate` does not. torch's Subset and random_split keep all of this.
+    `collate_fn=lambda batch: batch`. Always give one to a DataLoader of torch's: without it `default_collate` takes the batch for a
+    list of samples, and stacks the tensors within it, mostly to an error, but to nonsense without a word where two fields have
+    the same lengths. torch's Subset and random_split keep all of this.
 
     What is memory-mapped is not read when it is opened, nor copied to worker processes, which map the file themselves.
 
@@ -109,7 +112,8 @@ class RaggedDataset(Dataset[Any]):
             Columns of numbers, truths, strings or lists of one size.
         nulls : 'error' or 'skip'
             What happens where one of these columns is null: an error, or the data set goes without the row; and a step that is
-            null is left out of its sequence.
+            null is left out of its sequence: of that column's alone, so that columns whose steps belong together no longer do
+            where one of them has a null step that the others do not.
 
         Returns
         -------
@@ -277,7 +281,7 @@ class RaggedDataset(Dataset[Any]):
         try:
             i = operator.index(index)
         except TypeError:
-            raise TypeError(f"index is {index!r}, not an integer: __getitems__ takes several") from None
+            raise TypeError(f"index is {index!r}, not an integer: __getitems__ takes several, and {WAY_OUT}") from None
         if not -self._size <= i < self._size:
             raise IndexError(f"index {i} is out of range: there are {self._size} sequences")
         indices = self._rows(np.array([i % self._size], np.int64))
@@ -302,6 +306,8 @@ class RaggedDataset(Dataset[Any]):
         TypeError, ValueError
             `indices` is empty or not of integers; offsets decrease or leave the rows; a file has changed.
         """
+        if isinstance(indices, list) and indices and isinstance(indices[0], list):
+            raise TypeError(f"indices[0] is {indices[0]}, not an integer: {WAY_OUT}")
         chosen = checks.integers(indices, "indices")
         if not len(chosen):
             raise ValueError("indices is empty: a batch needs at least one sequence")
