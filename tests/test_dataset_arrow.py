@@ -425,6 +425,11 @@ def test_what_hugging_face_has_beside_data_sets_is_refused(datasets):
         fp.RaggedDataset.from_arrow(plain.train_test_split(test_size=0.5), "tokens")
     with pytest.raises(TypeError, match=r"^table is an IterableDataset, whose rows come one after another: load it without streaming=True"):
         fp.RaggedDataset.from_arrow(plain.to_iterable_dataset(), "tokens")
+    streamed = plain.select_columns(["tokens", "label"]).to_iterable_dataset()
+    packed = [
+        batch["tokens"] for batch in fp.loader(streamed, 10, collate_fn=fp.PackCollate(allow_empty=True))
+    ]  # the way out that it names
+    assert [sequence.tolist() for batch in packed for sequence in fp.unpack_sequence(batch)] == TOKENS
     with pytest.raises(ValueError, match="column 'tokens' is empty: the table has no row"):
         fp.RaggedDataset.from_arrow(plain.select([]), "tokens")
     with pytest.raises(ValueError, match="column 'token' is missing: the table has 'tokens'"):
