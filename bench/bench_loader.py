@@ -1,14 +1,17 @@
 """Whole loader throughput, in real steps a second: torch's usual way beside ours on the same data.
 
 By this process, by two worker processes, and by a thread in their place. Every batch has been compared before anything is timed.
+And how long 10 GB of mapped data take to be opened, to the first batch.
 """
 
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.nn.utils import rnn
@@ -136,3 +139,32 @@ def bench_loader(benchmark: Any, case: str, workers: int, name: str) -> None:
     benchmark.group = f"loader {case}, {workers} workers"
     benchmark.name = name
     benchmark(steps_of, pair[name])
+
+
+OPENED_BYTES, FEATURES, STEPS = 10 * 10**9, 50, 500  # of a file, floats a row, rows a sequence
+
+
+def mapped(rows: Any, offsets: Any) -> RaggedDataset:
+    """Return the data set over a memory map."""
+    return RaggedDataset(rows, offsets)
+
+
+def mapped_arrow(rows: Any, offsets: Any) -> RaggedDataset:
+    """Return the data set over the same memory as a column of Arrow: lists of rows, which are lists of one size."""
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), FEATURES)
+    return RaggedDataset.from_arrow(pa.table({"frames": pa.LargeListArray.from_arrays(pa.array(offsets), frames)}), "frames")
+
+
+@pytest.mark.parametrize("opened", [mapped, mapped_arrow])
+def bench_opening(benchmark: Any, tmp_path: Path, opened: Any) -> None:
+    """Asked: under a second. The file has no blocks on the disk, but reading all of it would take as many pages."""
+    file = tmp_path / "rows"
+    with file.open("wb") as written:
+        written.truncate(OPENED_BYTES)
+    rows = np.memmap(file, np.float32, "r").reshape(-1, FEATURES)
+    offsets = np.arange(0, len(rows) + 1, STEPS)
+    indices = np.random.default_rng(0).integers(0, len(offsets) - 1, BATCH).tolist()
+    benchmark.group = "opening 10 GB, to the first batch"
+    packed = benchmark.pedantic(lambda: opened(rows, offsets).__getitems__(indices), rounds=5)
+    if packed.data.shape != (BATCH * STEPS, FEATURES) or benchmark.stats.stats.max >= 1:
+        raise RuntimeError(f"{opened.__name__} took {benchmark.stats.stats.max:.3f} s to a batch of shape {tuple(packed.data.shape)}")

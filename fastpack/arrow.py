@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise ImportError("fastpack.arrow needs pyarrow 18 or later: pip install 'fastpack[arrow]'") from error
 import numpy as np
 
-from fastpack import checks
+from fastpack import checks, storage
 from fastpack.checks import Array, Int64Array, address
 from fastpack.moves import Grid
 from fastpack.packed import Packed
@@ -34,6 +34,12 @@ class Column(NamedTuple):
     sequences: Ragged
     dtype: np.dtype[Any]
     valid: Int64Array | None  # the numbers of those that are not null, where some are
+
+
+class Wrapped(NamedTuple):
+    """A table of Hugging Face's library, which has one of pyarrow's: it is pickled as the path of the file that it maps."""
+
+    whole: Any
 
 
 def pack_column(column: Any, *, nulls: str = "error") -> Packed:
@@ -114,7 +120,7 @@ def unpack_column(packed: Packed) -> Any:
 
 
 def opened(source: Any) -> Any:
-    """Return what has columns as a pyarrow Table: a table, a record batch, an Arrow file's path, a data set of Hugging Face.
+    """Return what has columns as a pyarrow Table: a table, a record batch, an Arrow file's path, or one `Wrapped`.
 
     Files are memory-mapped; what is compressed in one is read to memory.
 
@@ -134,8 +140,8 @@ def opened(source: Any) -> Any:
         return pa.Table.from_batches([source])
     if isinstance(source, (str, os.PathLike)):
         return _file(os.fspath(source))
-    if hasattr(source, "with_format") and hasattr(source, "column_names"):  # Hugging Face's, whatever format it is set to give
-        return opened(source.with_format("arrow")[:])
+    if isinstance(source, Wrapped):
+        return source.whole.table
     if hasattr(source, "__arrow_c_stream__"):
         return pa.table(source)
     if hasattr(source, "__arrow_c_array__"):
@@ -152,10 +158,10 @@ def table_of(values: Any, name: str) -> Any:
 
 
 def portable_source(source: Any, table: Any) -> Any:
-    """Return what another process opens in place of `source`: a file by its path; Hugging Face's data sets see to it themselves."""
+    """Return what another process opens in place of `source`: a file by its path."""
     if isinstance(source, (str, os.PathLike)):
         return Stamp.of(source)
-    return source if hasattr(source, "with_format") else table
+    return source if isinstance(source, Wrapped) else table
 
 
 def chosen(table: Any, name: str) -> Any:
@@ -222,6 +228,13 @@ def valid_rows(table: Any, name: str, nulls: str) -> Int64Array | None:
     return _valid([array for array in chosen(table, name).chunks if len(array)], f"column {name!r}", nulls)
 
 
+def has_null(array: Any) -> bool:
+    """Whether there is a null in an array, or at any depth in its lists."""
+    if isinstance(array, pa.ExtensionArray):
+        return has_null(array.storage)
+    return bool(array.null_count) or (is_list(array.type) and has_null(array.flatten()))
+
+
 def _valid(arrays: list[Any], name: str, nulls: str) -> Int64Array | None:
     if not any(array.null_count for array in arrays):
         return None
@@ -272,12 +285,19 @@ def _rows(array: Any, name: str) -> Array:
         return _rows(array.storage, name)
     if not is_list(array.type):
         return _items(array, name)
-    count, (bounds, first, child) = len(array), _bounds(array)
+    count = len(array)
+    if _types.is_fixed_size_list(array.type):  # known without a number for each row, of which there may be many millions
+        size = array.type.list_size
+        inner = _rows(array.values.slice(array.offset * size, count * size), name)
+        return inner.reshape(count, size, *inner.shape[1:])
+    bounds, first, child = _bounds(array)
     starts, ends = (bounds[:-1], bounds[1:]) if bounds.ndim == 1 else bounds.T
-    size = int(ends[0] - starts[0]) if count else max(getattr(array.type, "list_size", 0), 0)
-    expected = first + size * np.arange(count + 1)
-    if (starts != expected[:-1]).any() or (ends != expected[1:]).any():
-        raise ValueError(f"{name} has rows of different sizes within its lists: each must have as many values as the first, {size}")
+    size = int(ends[0] - starts[0]) if count else 0
+    for k in range(0, count, storage.PIECE):  # memory for them all would be several times what the values take
+        expected = first + size * np.arange(k, min(k + storage.PIECE, count) + 1)
+        piece = slice(k, k + len(expected) - 1)
+        if (starts[piece] != expected[:-1]).any() or (ends[piece] != expected[1:]).any():
+            raise ValueError(f"{name} has rows of different sizes within its lists: each must have as many values as the first, {size}")
     inner = _rows(child.slice(0, size * count), name)
     return inner.reshape(count, size, *inner.shape[1:])
 
@@ -296,7 +316,7 @@ def _items(array: Any, name: str) -> Array:
 
 def row_column(table: Any, name: str, source: Any) -> tuple[Rows, np.dtype[Any]]:
     """Return a column of one value, or one list of a fixed size, a row; what stands for a null is anything."""
-    arrays = [_filled(array) for array in chosen(table, name).chunks if len(array)]
+    arrays = [_filled(array) for array in _lists_filled(chosen(table, name), name).chunks if len(array)]
     rows = [_rows(array, f"column {name!r}") for array in arrays]
     chunks = [(len(array), address(array), array) for array in rows]
     return Rows(grid_of(rows[0]), chunks, (_rows_again, (_alone(source, name), name))), rows[0].dtype
@@ -304,6 +324,16 @@ def row_column(table: Any, name: str, source: Any) -> tuple[Rows, np.dtype[Any]]
 
 def _rows_again(source: Any, name: str) -> Rows:
     return row_column(opened(source), name, source)[0]
+
+
+def _lists_filled(column: Any, name: str) -> Any:
+    """Return a column with the first list that there is in place of each that is null."""
+    if not (is_list(column.type) and column.null_count):
+        return column
+    if column.null_count == len(column):
+        raise ValueError(f"column {name!r} is null in every row: nothing is left of the data set")
+    valid = column.is_valid().to_numpy()
+    return column.take(pa.array(np.where(valid, np.arange(len(valid)), valid.argmax())))
 
 
 def _filled(array: Any) -> Any:
@@ -331,6 +361,8 @@ def _texts_again(source: Any, name: str) -> Ragged:
 
 def _alone(source: Any, name: str) -> Any:
     """Return what to send to another process for one column of `source`."""
+    if isinstance(source, Wrapped):
+        return Wrapped(source.whole.select([name]))
     return source.select([name]) if isinstance(source, (pa.Table, pa.RecordBatch)) else source
 
 

@@ -238,6 +238,14 @@ def test_torchs_own_collate_makes_nonsense_of_packed_sequences() -> None:
     assert default_collate(samples).data.shape == (2, 3)
 
 
+@pytest.mark.parametrize("collate", [PackCollate(), PackCollate(["b"]), PackCollate(padded=["b"]), PackCollate(lambda n, _: n == "b")])
+@pytest.mark.parametrize("place", [lambda packed: packed, lambda packed: [packed], lambda packed: {"c": (packed, 1)}])
+def test_a_packed_sequence_is_refused_wherever_it_is(collate: PackCollate, place: Any) -> None:
+    samples = [{"a": place(rnn.pack_sequence([torch.full((3,), k)], enforce_sorted=False)), "b": ONE} for k in range(2)]
+    with pytest.raises(TypeError, match=r"^field 'a.*': sample 0 is a PackedSequence, but .* \(unpack_sequence\) in its place$"):
+        collate(samples)
+
+
 def test_it_is_pickled() -> None:
     collate = pickle.loads(pickle.dumps(PackCollate("x", padded={"y": -1})))
     made = collate([{"x": ONE, "y": [1]}])

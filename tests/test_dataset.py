@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 import fastpack.torch as fp
-from fastpack import storage
+from fastpack import TokenBudgetBatchSampler, storage
 from fastpack.torch.batches import Finished
 from tests.torch_oracle import assert_packed, assert_same, every_dtype, random_tensor
 
@@ -236,6 +236,24 @@ def test_wrong_indices():
     with pytest.raises(TypeError, match=r"index is slice.* not an integer: __getitems__ takes several"):
         dataset[1:3]
     assert_packed(dataset.__getitems__(np.array([2, 0], np.uint8)), dataset.__getitems__(torch.tensor([2, 0])))
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_sampler_of_batches_in_the_place_of_one_of_indices(batch_size):
+    dataset = fp.RaggedDataset(np.arange(6), [0, 1, 3, 6])
+    sampler = TokenBudgetBatchSampler(dataset.lengths, 3, shuffle=False)
+    with pytest.raises(TypeError, match=r" is \[2\], not an integer: .*a DataLoader takes a sampler of batches as its batch_sampler"):
+        next(iter(DataLoader(dataset, batch_size, sampler=sampler, collate_fn=fp.PackCollate())))
+    for taken in (dataset, fp.RaggedDataset({"a": np.arange(6)}, [0, 6])):
+        with pytest.raises(TypeError, match=r"^lengths is a RaggedDataset, which has them: pass its \.lengths$"):
+            TokenBudgetBatchSampler(taken, 3)
+
+
+def test_a_batch_that_torch_collates_again_is_nonsense():
+    """Nothing tells torch that a batch is complete, as only the DataLoader knows its collate function: the documentation warns of it."""
+    values = {"a": np.arange(3), "b": np.arange(3)}
+    again = next(iter(DataLoader(fp.RaggedDataset(values, [0, 1, 3]), 2)))
+    assert again.data.shape == (2, 3)
 
 
 @pytest.mark.parametrize("wrong", [[0, 3, 2, 20], [0, 25, 20], [0, -1, 20], [0, 5, 2**40, 20], [0, -(2**40), 20]])

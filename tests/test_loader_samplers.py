@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from fastpack import BinPackingBatchSampler, LengthGroupedBatchSampler, TokenBudgetBatchSampler, TokenBudgetStream
 from fastpack.torch import PackCollate, RaggedDataset, loader, unpack_sequence
@@ -65,6 +66,20 @@ def test_a_loader_takes_batches_of_samplers(sampler: Any, options: dict[str, int
         assert sorted(k for _, label in found for k in label.tolist()) == list(range(60))
 
 
+MAKES = [*((loader, options) for options in WAYS), (DataLoader, {"num_workers": 2, "persistent_workers": True})]
+
+
+@pytest.mark.parametrize(("make", "options"), MAKES, ids=str)
+def test_a_loader_goes_on_in_mid_epoch(make: Any, options: dict[str, Any]) -> None:
+    """With worker processes torch's loader asks a sampler for two iterators, and draws from the second."""
+    dataset, whole = RaggedDataset(FRAMES, OFFSETS, label=np.arange(60)), list(TokenBudgetBatchSampler(LENGTHS, BUDGET))
+    resumed = TokenBudgetBatchSampler(LENGTHS, BUDGET)
+    resumed.load_state_dict(TokenBudgetBatchSampler(LENGTHS, BUDGET).state_dict(4))
+    batches = make(dataset, batch_sampler=resumed, collate_fn=PackCollate(), **options)
+    assert [label.tolist() for _, label in batches] == whole[4:]
+    assert [label.tolist() for _, label in batches] == whole  # and then all of an epoch
+
+
 def samples() -> list[tuple[torch.Tensor, int]]:
     return [(FRAMES[start:end], k) for k, (start, end) in enumerate(zip(OFFSETS[:-1].tolist(), OFFSETS[1:].tolist(), strict=True))]
 
@@ -91,6 +106,86 @@ def test_batches_of_a_stream_are_not_batched_again(options: dict[str, int]) -> N
     stream = TokenBudgetStream(samples(), BUDGET, length=steps)
     with pytest.raises(ValueError, match=r"^batch_size is \d, but a TokenBudgetStream gives batches, not samples: pass batch_size=None$"):
         loader(stream, **options)
+
+
+class Told:
+    """Samples that say which epoch they were told of."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        return iter([(sequence, k + 100 * self.epoch) for sequence, k in samples()])
+
+
+def numbers(batches: Any) -> list[list[int]]:
+    return [label.tolist() for _, label in batches]
+
+
+def streamed() -> TokenBudgetStream[Any]:
+    return TokenBudgetStream(Told(), BUDGET, length=steps, buffer_size=25)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *WAYS,
+        {"num_workers": 1, "persistent_workers": True},
+        {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"},
+    ],
+    ids=str,
+)
+def test_a_stream_goes_on_in_mid_epoch_and_hears_of_epochs(options: dict[str, Any]) -> None:
+    """A worker process has a copy of the stream, which knows nothing of what becomes of this one."""
+    wanted = {}
+    for epoch in range(3):
+        plain = streamed()
+        plain.set_epoch(epoch)
+        wanted[epoch] = [[k for _, k in batch] for batch in plain]
+        assert min(map(min, wanted[epoch])) == 100 * epoch
+    stream = streamed()
+    stream.set_epoch(1)
+    stream.load_state_dict(stream.state_dict(4))
+    with loader(stream, batch_size=None, **options) as batches:
+        assert numbers(batches) == wanted[1][4:]
+        assert numbers(batches) == wanted[1]
+        for epoch in (2, 0):
+            stream.set_epoch(epoch)
+            assert numbers(batches) == wanted[epoch]
+        before = iter(batches)
+        begun = [next(before)[1].tolist() for _ in range(3)]
+        resumed = streamed()
+        resumed.load_state_dict(stream.state_dict(3))
+        del before
+    assert begun + numbers(loader(resumed, batch_size=None)) == wanted[0]
+
+
+def test_where_a_worker_process_is_has_to_be_said() -> None:
+    stream = streamed()
+    batches = loader(stream, batch_size=None, num_workers=1)
+    assert stream.state_dict() == stream.state_dict(0)
+    count = len(list(batches))
+    with pytest.raises(ValueError, match=r"^batches are drawn by a worker process: pass how many .*, as state_dict\(batches\)$"):
+        stream.state_dict()
+    assert stream.state_dict(count)["batches"] == count
+    stream.set_epoch(1)
+    assert stream.state_dict()["batches"] == 0
+    assert len(list(stream)) == stream.state_dict()["batches"] > 0
+
+
+def test_a_sampler_of_batches_is_a_batch_sampler() -> None:
+    sampler = TokenBudgetBatchSampler(LENGTHS, BUDGET)
+    with pytest.raises(ValueError, match=r"^sampler is a TokenBudgetBatchSampler, which gives batches: pass it as batch_sampler$"):
+        loader(RaggedDataset(FRAMES, OFFSETS), batch_size=2, sampler=sampler)
+
+
+def test_threads_take_a_loader_written_for_processes() -> None:
+    options: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": "spawn"}
+    assert len(list(loader(samples(), 20, num_threads=1, **options))) == 3
+    with pytest.raises(ValueError, match="persistent_workers"):
+        loader(samples(), 20, **options)
 
 
 class Longer(torch.utils.data.IterableDataset):

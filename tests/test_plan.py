@@ -96,6 +96,17 @@ def test_plan_tells_what_is_left_out_and_taken_twice(npy):
     assert row(console.export_text().splitlines(), "taken twice") == ["1", "sequence"]
 
 
+@pytest.mark.parametrize(
+    "options", [{"world_size": 1}, {"world_size": 3, "remainder": "repeat"}, {"world_size": 2, "too_long": "drop"}], ids=str
+)
+def test_a_report_is_printed_as_the_command_prints_it(options):
+    report = TokenBudgetBatchSampler(range(1, 1000), 998 if "too_long" in options else 4000, rank=0, **options).report()
+    console = Console(file=StringIO(), width=200, color_system=None)
+    show.plan(report, console)
+    assert str(report) == "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    assert "real steps a batch" in str(report)
+
+
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_plan_draws_a_picture(npy, tmp_path, suffix, start):
     path = tmp_path / f"plan.{suffix}"

@@ -131,6 +131,30 @@ def test_ranks_have_the_same_steps_within_a_hundredth(kind, W, lengths):
     assert max(steps) - min(steps) < 0.01 * np.mean(steps)
 
 
+@laws
+@given(
+    st.lists(st.integers(0, 20) | st.sampled_from([0, 1, 500, 999, 1000]), min_size=1, max_size=120),
+    st.integers(2, 6),
+    st.sampled_from(KINDS),
+    st.sampled_from(["keep", "drop", "repeat"]),
+    st.booleans(),
+)
+def test_ranks_differ_by_the_longest_sequence_at_most(lengths, W, kind, remainder, shuffle):
+    try:
+        report = sampler(kind, lengths, 8, rank=0, world_size=W, remainder=remainder, shuffle=shuffle).report()
+    except ValueError as error:
+        assume(not re.search("share equally|less than one each", str(error)))
+        raise
+    assert np.ptp(report.rank_steps) <= max(lengths)
+
+
+def test_ranks_may_differ_by_the_longest_sequence():
+    """As they have equally many: no number of the short ones makes up for a long one."""
+    lengths = [4000] * 9 + [10] * 791
+    for kind in KINDS:
+        assert np.ptp(sampler(kind, lengths, 80, rank=0, world_size=8).report().rank_steps) == 4000 - 10
+
+
 def test_ranks_have_nearly_the_same_steps_in_each_batch():
     ranks = of_every_rank("budget", REVIEWS, 40, 4)
     steps = np.array([[REVIEWS[batch].sum() for batch in batches] for batches in ranks])

@@ -13,10 +13,12 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from fastpack.torch import PackCollate, RaggedDataset, loader, pack_sequence, transit
 from tests.conftest import clean_environment
@@ -88,6 +90,48 @@ def test_plain_loaders_collates_and_streams() -> None:
     labels = [label.tolist() for _, label in loader(Shares(), batch_size=3, num_workers=2)]
     assert labels == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
     assert_same_batches(loader(iter([[Sequences()[k] for k in range(4)]]), batch_size=None, num_workers=1), wanted[:1])
+
+
+class ShuffledShares(IterableDataset):
+    """Each worker reads its share through a shuffled buffer."""
+
+    def __iter__(self) -> Any:
+        info, buffer = get_worker_info(), []
+        random = np.random.default_rng(info.id)
+        for sample in Shares():
+            buffer.append(sample)
+            if len(buffer) == 4:
+                yield buffer.pop(random.integers(4))
+        yield from buffer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shuffled_stream_by_workers(method: str) -> None:
+    options = {"multiprocessing_context": method, "persistent_workers": True, "prefetch_factor": 1, "timeout": 60}
+    with loader(ShuffledShares(), batch_size=3, num_workers=2, **options) as made:
+        for _ in range(2):
+            batches = list(made)
+            labels = [label.tolist() for _, label in batches]
+            assert sorted(k for label in labels for k in label) == list(range(12)) != [k for label in labels for k in label]
+            assert [{k % 2 for k in label} for label in labels] == [{0}, {1}, {0}, {1}]  # workers take turns
+            assert_same_batches(batches, [PackCollate()([Sequences()[k] for k in label]) for label in labels])
+
+
+def test_what_torch_pins_is_the_batch_that_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes a batch apart to pin its tensors, which takes an accelerator; here each is copied in place of that."""
+    stored = RaggedDataset({"a": torch.arange(4.0), "b": torch.arange(4)}, [0, 1, 4], label=[1, 2], name=["x", "y"])
+    collated = PackCollate(padded=["b"])([{"a": sample.a, "b": sample.b, "label": sample.label} for sample in stored])
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    batch = stored.__getitems__([0, 1])
+    found = pin_memory(batch, "cuda")
+    assert type(found) is type(batch)
+    assert found.name == ("x", "y")
+    assert_same_batches([(found.a, found.label), (found.b, found.label)], [(batch.a, batch.label), (batch.b, batch.label)])
+    assert {id(batch.a.data), id(batch.b.data), id(batch.label)} <= set(map(id, pinned))
+    found = pin_memory(collated, "cuda")
+    assert_same_batches([(found["a"], found["b"][0])], [(collated["a"], collated["b"][0])])
+    assert {id(collated["a"].data), id(collated["b"][0])} <= set(map(id, pinned))
 
 
 def note_worker(number: int) -> None:

@@ -52,6 +52,8 @@ def budget(max_tokens: int, max_sequences: int | None, too_long: str) -> Budget:
 
 def lengths(value: object) -> Int64Array:
     """Return checked lengths, few enough steps to be added up."""
+    if hasattr(type(value), "lengths"):
+        raise TypeError(f"lengths is {checks.described(value)}, which has them: pass its .lengths")
     vector, facts = checks.lengths(value)
     if facts.total > MOST_STEPS:
         raise OverflowError(f"lengths add up to {facts.total} steps, but batches are made of up to {MOST_STEPS}")

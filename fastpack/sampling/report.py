@@ -10,7 +10,7 @@ from fastpack.sampling.rounds import Rounds
 
 
 class SamplerReport(NamedTuple):
-    """An epoch of all ranks.
+    """An epoch of all ranks; printed, the tables that `fastpack plan` prints.
 
     Attributes
     ----------
@@ -39,6 +39,12 @@ class SamplerReport(NamedTuple):
     batch_steps: Int64Array
     padding: float
     shuffled_padding: float
+
+    def __str__(self) -> str:
+        """Return the report as tables."""
+        from fastpack.show.plans import text
+
+        return text(self)
 
     @property
     def rank_steps(self) -> Int64Array:

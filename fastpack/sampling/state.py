@@ -5,7 +5,7 @@ from typing import Any
 from fastpack import checks
 
 VERSION = 2  # of how plans are made: raise it when the same settings would give other batches
-POSITIONS = ("epoch", "batches", "chunk", "samples")  # the entries that say where one is; all others decide the batches
+POSITIONS = ("epoch", "batches")  # the entries that say where one is; all others decide the batches
 
 
 def fitting(state_dict: Any, wanted: dict[str, Any]) -> dict[str, Any]:

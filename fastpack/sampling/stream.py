@@ -12,21 +12,10 @@ from fastpack.sampling import budget, state
 from fastpack.sampling.budget import UNLIMITED
 from fastpack.sampling.cut import in_a_row
 from fastpack.sampling.order import random_of, shuffled
-from fastpack.sampling.ranks import REMAINDERS, who, whole
+from fastpack.sampling.ranks import REMAINDERS, evened, who, whole
 from fastpack.sampling.rounds import Plan, Way, deal, shuffle_batches
 
 Sample = TypeVar("Sample")
-
-
-class _Place(NamedTuple):
-    """Where in an epoch one is: in which chunk, before which so many samples were read, and how many of its batches are done."""
-
-    chunk: int
-    samples: int
-    batches: int
-
-
-BEGINNING = _Place(0, 0, 0)
 
 
 class _Chunk(NamedTuple):
@@ -47,6 +36,8 @@ class TokenBudgetStream(Generic[Sample]):
     Iterating gives lists of samples, for a collate function; beside them, at most `buffer_size + world_size` samples are held.
     In a loader with several workers each would read the whole stream: share it between them before.
 
+    Going on in mid-epoch reads the samples again and drops those of the batches that are done.
+
     Parameters
     ----------
     samples : iterable
@@ -64,7 +55,9 @@ class TokenBudgetStream(Generic[Sample]):
     seed : int
         The same seed, epoch and samples give the same batches on every machine.
     rank, world_size : int
-        This process among all: each reads the whole stream and hands out its share, the same number of batches on every rank.
+        This process among all: each reads the whole stream and hands out its share, the same number of batches on every rank,
+        and nearly as many real steps: a rank that has had less than the others gets more of the next buffer, so that two ranks
+        differ by the longest sample at most.
         Not read from the environment, as many streams are shared between the ranks already: then leave 0 of 1.
     remainder : {"keep", "drop", "repeat"}
         What becomes of the last samples, beyond a multiple of `world_size`, as of `LengthGroupedBatchSampler`.
@@ -105,8 +98,8 @@ class TokenBudgetStream(Generic[Sample]):
         self.rank, self.world_size = who(rank, world_size)
         self.remainder = checks.choice(remainder, "remainder", REMAINDERS)
         self.buffer_size = checks.count(buffer_size, "buffer_size", self.world_size)
-        self._epoch = 0
-        self._at = self._resume_at = BEGINNING
+        self._epoch = self._resume_at = 0
+        self._drawn: int | None = 0  # None: by another process
 
     @property
     def epoch(self) -> int:
@@ -117,36 +110,34 @@ class TokenBudgetStream(Generic[Sample]):
         """Choose the epoch, which decides how batches are shuffled; `samples` are told, too, if they have a `set_epoch`."""
         number = checks.count(epoch, "epoch", 0)
         if number != self._epoch:
-            self._epoch, self._at, self._resume_at = number, BEGINNING, BEGINNING
+            self._epoch, self._drawn, self._resume_at = number, 0, 0
         tell = getattr(self.samples, "set_epoch", None)
         if callable(tell):
             tell(number)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        place = self._at = self._resume_at
-        self._resume_at = BEGINNING
-        return self._batches(iter(self.samples), place)
+        self._drawn = self._resume_at
+        return self._batches(iter(self.samples), self._resume_at)
 
-    def _batches(self, source: Iterator[Sample], place: _Place) -> Iterator[list[Sample]]:
-        skipped = sum(1 for _ in islice(source, place.samples))
-        if skipped < place.samples:
-            raise ValueError(f"samples ended after {skipped}, but the state was taken after {place.samples}: this is another stream")
-        for chunk in self._chunks(source, place.samples):
-            plan = self._plan(chunk, place.chunk)
+    def _batches(self, source: Iterator[Sample], begin: int) -> Iterator[list[Sample]]:
+        self._resume_at = 0
+        number, done, steps = 0, 0, np.zeros(self.world_size, np.int64)
+        for chunk in self._chunks(source):
+            plan = self._plan(chunk, number, steps)
             ends = plan.offsets.tolist()
-            if place.batches >= len(ends):
-                done = checks.counted(place.batches, "batch")
-                raise ValueError(f"the state was taken after {done} of samples that now make {len(ends) - 1}")
             ordered = list(map(chunk.samples.__getitem__, plan.indices.tolist()))
-            for k in range(place.batches, len(ends) - 1):
-                self._at = _Place(place.chunk, place.samples, k + 1)
+            for k in range(max(begin - done, 0), len(ends) - 1):
+                self._drawn = done + k + 1
                 yield ordered[ends[k] : ends[k + 1]]
-            place = _Place(place.chunk + 1, place.samples + chunk.read, 0)
+            number, done = number + 1, done + len(ends) - 1
             del chunk, ordered  # before the next chunk is read
+        if done < begin:
+            state_after = checks.counted(begin, "batch")
+            raise ValueError(f"the state was taken after {state_after}, but the samples now make {done}: this is another stream")
 
-    def _chunks(self, source: Iterator[Sample], read: int) -> Iterator[_Chunk]:
+    def _chunks(self, source: Iterator[Sample]) -> Iterator[_Chunk]:
         """Yield chunks of a multiple of W samples; the last of any number, but of W at least where there are so many at all."""
-        W = self.world_size
+        W, read = self.world_size, 0
         ahead = self._take(source, W, read)
         while ahead.samples:
             chunk = ahead + self._take(source, self.buffer_size // W * W - W, read + ahead.read)
@@ -171,16 +162,33 @@ class TokenBudgetStream(Generic[Sample]):
             chunk += _Chunk(kept, [lengths if fits is None else lengths[fits]], len(new))
         return chunk
 
-    def _plan(self, chunk: _Chunk, number: int) -> Plan:
+    def _plan(self, chunk: _Chunk, number: int, steps: Int64Array) -> Plan:
+        """Return this rank's batches of a chunk; `steps` (W,), those of each rank's so far, grow by the chunk's."""
         random = random_of(self.seed, self._epoch, number)
         order = whole(shuffled(random, len(chunk.samples)), self.world_size, self.remainder)
         lengths = np.concatenate([*chunk.lengths, [0]])
         rounds = deal(lengths, order, self.world_size, Way(UNLIMITED, in_a_row, self.budget.limits))
+        rounds = rounds._replace(indices=evened(rounds.indices, lengths, steps))
         return shuffle_batches(rounds, random).of(self.rank)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where in the epoch one is, after the last batch handed out: of plain numbers and strings, the same on every rank."""
-        return {**self._settings(), "epoch": self._epoch, **self._at._asdict()}
+    def state_dict(self, batches: int | None = None) -> dict[str, Any]:
+        """Return where in the epoch one is: of plain numbers and strings, the same on every rank.
+
+        Parameters
+        ----------
+        batches : int, optional
+            How many of the epoch's batches are done. By default, how many were drawn; a loader with threads or a worker process
+            draws ahead of what it has handed out, so count what you have trained on.
+
+        Raises
+        ------
+        ValueError
+            `batches` is not given, and they are drawn by a worker process.
+        """
+        done = self._drawn if batches is None else checks.count(batches, "batches", 0)
+        if done is None:
+            raise ValueError("batches are drawn by a worker process: pass how many of the epoch's are done, as state_dict(batches)")
+        return {**self._settings(), "epoch": self._epoch, "batches": done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Have the next iteration go on where `state_dict` was taken: it reads again, and drops, what had been read.
@@ -190,10 +198,10 @@ class TokenBudgetStream(Generic[Sample]):
         ValueError
             The state is of other settings. (Of another stream: when iterating, if that shows.)
         """
-        found = state.fitting(state_dict, {**self._settings(), "epoch": 0, **BEGINNING._asdict()})
-        place = _Place(*(checks.count(found[name], f"state_dict[{name!r}]", 0) for name in _Place._fields))
+        found = state.fitting(state_dict, {**self._settings(), "epoch": 0, "batches": 0})
+        batches = checks.count(found["batches"], "state_dict['batches']", 0)
         self.set_epoch(found["epoch"])
-        self._at = self._resume_at = place
+        self._drawn = self._resume_at = batches
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides an epoch's batches, but for the samples."""
@@ -206,3 +214,15 @@ class TokenBudgetStream(Generic[Sample]):
             "world_size": self.world_size,
             "remainder": self.remainder,
         }
+
+
+def handed_over(stream: TokenBudgetStream[Any]) -> tuple[int, int]:
+    """Return the epoch, and how many of its batches are done, from where another process makes those of the next iteration."""
+    begin, stream._resume_at, stream._drawn = stream._resume_at, 0, None
+    return stream._epoch, begin
+
+
+def take_over(stream: TokenBudgetStream[Any], epoch: int, batches: int) -> None:
+    """Have the next iteration go on where another process says."""
+    stream.set_epoch(epoch)
+    stream._drawn = stream._resume_at = batches

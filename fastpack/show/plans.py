@@ -1,5 +1,6 @@
 """What a batch sampler makes of a data set: as a table by rich, as a figure by matplotlib."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from fastpack.sampling import SamplerReport
 
+SIZES = ("", "least", "mean", "most")
+
 
 def plan(report: "SamplerReport", console: "Console") -> None:
     """Print a sampler's report as tables.
@@ -26,30 +29,53 @@ def plan(report: "SamplerReport", console: "Console") -> None:
     """
     from rich.table import Table
 
-    W = report.batch_steps.shape[1]
     console.print(f"[bold]{summary(report)}[/bold]", "", sep="\n")
     sizes = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "least", "mean", "most"):
+    for name in SIZES:
         sizes.add_column(name, justify="right" if name else "left")
-    rows = {"sequences a batch": report.batch_sequences, "real steps a batch": report.batch_steps}
-    if W > 1:
-        rows["real steps a rank"] = report.rank_steps
-    for name, values in rows.items():
-        sizes.add_row(name, *_extent(values))
+    for row in _sizes(report):
+        sizes.add_row(*row)
     console.print(sizes)
     console.print()
     facts = Table.grid(padding=(0, 2))
+    for row in _facts(report):
+        facts.add_row(*row)
+    console.print(facts)
+
+
+def text(report: "SamplerReport") -> str:
+    """Return the same tables as plain text, without rich."""
+    sizes, facts = _aligned([SIZES, *_sizes(report)], str.rjust), _aligned(_facts(report), str.ljust)
+    return "\n".join([summary(report), "", *sizes, "", *facts])
+
+
+def _sizes(report: "SamplerReport") -> list[tuple[str, ...]]:
+    rows = {"sequences a batch": report.batch_sequences, "real steps a batch": report.batch_steps}
+    if report.batch_steps.shape[1] > 1:
+        rows["real steps a rank"] = report.rank_steps
+    return [(name, *_extent(values)) for name, values in rows.items()]
+
+
+def _facts(report: "SamplerReport") -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     if report.max_tokens:
-        facts.add_row("budget filled", f"{report.filled:.1%}", f"of {report.max_tokens:,} real steps a batch")
-    facts.add_row("padding, if padded", f"{report.padding:.1%}", "of all cells")
-    facts.add_row("padding, if shuffled", f"{report.shuffled_padding:.1%}", "in random batches of as many sequences")
-    if W > 1:
-        facts.add_row("ranks differ", f"{report.imbalance:.2%}", "of their mean real steps")
-        facts.add_row("ranks wait", f"{report.waiting:.2%}", "of the time, if real steps take it")
+        rows.append(("budget filled", f"{report.filled:.1%}", f"of {report.max_tokens:,} real steps a batch"))
+    rows.append(("padding, if padded", f"{report.padding:.1%}", "of all cells"))
+    rows.append(("padding, if shuffled", f"{report.shuffled_padding:.1%}", "in random batches of as many sequences"))
+    if report.batch_steps.shape[1] > 1:
+        rows.append(("ranks differ", f"{report.imbalance:.2%}", "of their mean real steps"))
+        rows.append(("ranks wait", f"{report.waiting:.2%}", "of the time, if real steps take it"))
     for name, number in (("left out", report.dropped), ("taken twice", report.repeated)):
         if number:
-            facts.add_row(name, *counted(number, "sequence").split())
-    console.print(facts)
+            rows.append((name, *counted(number, "sequence").split()))
+    return rows
+
+
+def _aligned(rows: list[tuple[str, ...]], aligned: Callable[[str, int], str]) -> list[str]:
+    """Return rows as lines, the first column to the left and the others as told."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = [(str.ljust if k == 0 else aligned, width) for k, width in enumerate(widths)]
+    return ["  ".join([align(cell, width) for cell, (align, width) in zip(row, columns, strict=True)]).rstrip() for row in rows]
 
 
 def summary(report: "SamplerReport") -> str:

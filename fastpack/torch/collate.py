@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from fastpack.torch import transit
 from fastpack.torch.arrays import pack_numpy, pack_ragged
 from fastpack.torch.rnn_utils import pack_sequence, pad_packed_sequence
-from fastpack.torch.samples import EMPTY, columns_of, is_container, rebuilt, unlike
+from fastpack.torch.samples import EMPTY, PACKED, columns_of, is_container, rebuilt, unlike
 
 Rule = Callable[[str, Any], bool]
 
@@ -27,7 +27,8 @@ class PackCollate:
     """Make a batch of samples: sequences are packed, the rest is stacked as torch's `default_collate` does it.
 
     A sample is a sequence, or a tuple, named tuple, list, dict or dataclass of fields, nested at will; a batch has the same form,
-    with a tuple's fields in a list, as torch has it. A field's name is the way to it: "tokens", "1" for the second of a tuple,
+    with a tuple's fields in a list, as torch has it. (In dataclasses torch's `pin_memory` finds no tensors, unless they have a
+    method of that name; in all other forms it does.) A field's name is the way to it: "tokens", "1" for the second of a tuple,
     "inputs.frames" for what is nested; "" for a sample that is nothing but a sequence.
 
     Unless `fields` says so, a field is a sequence where it has a dimension: any tensor or array but those of a single value, and
@@ -203,6 +204,8 @@ def _as_tensor(kind: type, numbers: Iterable[Any]) -> Tensor:
 
 def _stacked(values: Sequence[Any]) -> Any:
     first = values[0]
+    if isinstance(first, PackedSequence):  # default_collate would stack its tensors, and nothing would tell
+        raise TypeError(f"sample 0 is {PACKED}")
     if type(first) in (int, float) and len(set(map(type, values))) == 1:
         return _as_tensor(type(first), values)
     if type(first) is Tensor and first.layout is torch.strided and first.nbytes * len(values) < STACKED_BELOW:

@@ -16,6 +16,7 @@ from fastpack.torch.batches import BatchLayout, Field, Sequences, Texts, batch_t
 from fastpack.torch.fields import column_of, joined, sequences_of, torch_dtype, values_of
 
 CACHE_BYTES = 1 << 30
+WAY_OUT = "a DataLoader takes a sampler of batches as its batch_sampler, not as its sampler"
 
 
 class RaggedDataset(Dataset[Any]):
@@ -28,7 +29,9 @@ class RaggedDataset(Dataset[Any]):
     ever changed.
 
     The batch is complete, so a `collate_fn` has to return it as it is: `fastpack.torch.loader` and `PackCollate` do, and so does
-    `collate_fn=lambda batch: batch`; torch's `default_collate` does not. torch's Subset and random_split keep all of this.
+    `collate_fn=lambda batch: batch`. Always give one to a DataLoader of torch's: without it `default_collate` takes the batch for a
+    list of samples, and stacks the tensors within it, mostly to an error, but to nonsense without a word where two fields have
+    the same lengths. torch's Subset and random_split keep all of this.
 
     What is memory-mapped is not read when it is opened, nor copied to worker processes, which map the file themselves.
 
@@ -99,7 +102,8 @@ class RaggedDataset(Dataset[Any]):
         ----------
         table : pyarrow Table or RecordBatch, path of an Arrow file, or an object with Arrow's C interface
             Files, of either of Arrow's formats, are memory-mapped (what is compressed in them is read to memory). A data set of
-            Hugging Face's library is taken as it is, with its selection of rows.
+            Hugging Face's library is taken as it is, with its selection of rows, which are left where they are unless one
+            of these columns has a null.
         column : str, or list of them
             Columns of sequences, fields of these names: lists of numbers or truths, or of rows, lists of one size. See
             :func:`fastpack.arrow.pack_column`.
@@ -107,7 +111,8 @@ class RaggedDataset(Dataset[Any]):
             Columns of numbers, truths, strings or lists of one size.
         nulls : 'error' or 'skip'
             What happens where one of these columns is null: an error, or the data set goes without the row; and a step that is
-            null is left out of its sequence.
+            null is left out of its sequence: of that column's alone, so that columns whose steps belong together no longer do
+            where one of them has a null step that the others do not.
 
         Returns
         -------
@@ -116,7 +121,8 @@ class RaggedDataset(Dataset[Any]):
         Raises
         ------
         TypeError
-            `table` is nothing of the kind, or a column of a type that sequences or values are not.
+            `table` is nothing of the kind (several data sets, or one that is streamed), or a column of a type that sequences
+            or values are not.
         ValueError
             A column is missing, something is null, there is no row, or a file is no Arrow file.
 
@@ -127,9 +133,12 @@ class RaggedDataset(Dataset[Any]):
         >>> RaggedDataset.from_arrow(table, "tokens", "label")[1]
         RaggedBatch(tokens=tensor([1, 2, 3]), label=tensor(1))
         """
-        from fastpack import arrow
+        from fastpack import arrow, hugging_face
 
         names, others = _names(column, per_sequence)
+        rows: Int64Array | None = None
+        if hugging_face.is_data_set(table):
+            table, rows = hugging_face.selected(table, [*names, *others])
         opened = arrow.opened(table)
         source = arrow.portable_source(table, opened)
         fields: dict[str, Field] = {}
@@ -141,7 +150,7 @@ class RaggedDataset(Dataset[Any]):
         for name in others:
             valid.append(arrow.valid_rows(opened, name, nulls))
             fields[name] = column_of(opened, name, source)
-        return cls._of(fields, valid)
+        return cls._of(fields, valid if rows is None else [rows])
 
     @classmethod
     def from_parquet(
@@ -271,7 +280,7 @@ class RaggedDataset(Dataset[Any]):
         try:
             i = operator.index(index)
         except TypeError:
-            raise TypeError(f"index is {index!r}, not an integer: __getitems__ takes several") from None
+            raise TypeError(f"index is {index!r}, not an integer: __getitems__ takes several, and {WAY_OUT}") from None
         if not -self._size <= i < self._size:
             raise IndexError(f"index {i} is out of range: there are {self._size} sequences")
         indices = self._rows(np.array([i % self._size], np.int64))
@@ -296,6 +305,8 @@ class RaggedDataset(Dataset[Any]):
         TypeError, ValueError
             `indices` is empty or not of integers; offsets decrease or leave the rows; a file has changed.
         """
+        if isinstance(indices, list) and indices and isinstance(indices[0], list):
+            raise TypeError(f"indices[0] is {indices[0]}, not an integer: {WAY_OUT}")
         chosen = checks.integers(indices, "indices")
         if not len(chosen):
             raise ValueError("indices is empty: a batch needs at least one sequence")

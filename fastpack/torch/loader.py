@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
+import torch
 from torch._C._autograd import _profiler_enabled
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from fastpack import checks
-from fastpack.sampling import TokenBudgetStream
+from fastpack.sampling import BatchSampler, TokenBudgetStream
+from fastpack.sampling.stream import handed_over, take_over
 from fastpack.torch import transit
 from fastpack.torch.collate import PackCollate
 from fastpack.torch.prefetch import Prefetching
+
+OF_PROCESSES = ("persistent_workers", "multiprocessing_context")  # options that torch refuses where there is no worker process
 
 
 def loader(
@@ -41,6 +45,8 @@ def loader(
     ----------
     dataset : Dataset, IterableDataset or iterable
         As for DataLoader. An iterable that is no such dataset, such as a `TokenBudgetStream`, is read by one process alone.
+        A worker process hears of the stream's epoch and state when a loop begins; as it draws ahead, and a thread as well, count
+        the batches done for `stream.state_dict(batches)`.
     batch_size : int, optional
         None where the dataset itself gives lists of samples, as a `TokenBudgetStream` does, or batches.
     num_workers : int
@@ -59,7 +65,9 @@ def loader(
         Called in each worker process with its number.
     **options
         As for DataLoader: `shuffle`, `sampler`, `batch_sampler`, `drop_last`, `pin_memory`, `persistent_workers`,
-        `multiprocessing_context`, `timeout`, `generator` ...
+        `multiprocessing_context`, `timeout`, `generator` ... Of those, `persistent_workers` and `multiprocessing_context` say
+        nothing to threads. `pin_memory` finds tensors in tuples, named tuples, lists and dicts, as torch does, not in dataclasses,
+        unless they have a method `pin_memory`.
 
     Returns
     -------
@@ -69,8 +77,8 @@ def loader(
     Raises
     ------
     ValueError
-        As DataLoader; there are both workers and threads; a `TokenBudgetStream` would be batched again; or many workers would
-        each read the whole of an iterable.
+        As DataLoader; there are both workers and threads; a `TokenBudgetStream`, or what a sampler of batches is given as
+        `sampler` for, would be batched again; or many workers would each read the whole of an iterable.
     TypeError
         `num_threads` is no integer, or `dataset` is neither a dataset nor iterable.
 
@@ -120,15 +128,19 @@ class Loader(DataLoader[Any]):
             )
         if isinstance(dataset, TokenBudgetStream) and batch_size is not None:
             raise ValueError(f"batch_size is {batch_size}, but a TokenBudgetStream gives batches, not samples: pass batch_size=None")
+        if isinstance(options.get("sampler"), BatchSampler) and batch_size is not None:
+            raise ValueError(f"sampler is a {type(options['sampler']).__name__}, which gives batches: pass it as batch_sampler")
         if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__") or isinstance(dataset, IterableDataset)):
             if not isinstance(dataset, Iterable):
                 raise TypeError(f"dataset is {checks.described(dataset)}, not a Dataset, a list of samples or an iterable of them")
-            dataset = _Stream(dataset)
+            dataset = _StreamElsewhere(dataset) if num_workers and isinstance(dataset, TokenBudgetStream) else _Stream(dataset)
             if num_workers > 1:
                 raise ValueError(
                     f"num_workers is {num_workers}, but each worker would read the whole of an iterable: take num_threads, "
                     "or an IterableDataset that reads a share of it, by torch.utils.data.get_worker_info()"
                 )
+        if count:
+            options = {name: value for name, value in options.items() if name not in OF_PROCESSES}
         super().__init__(
             dataset,
             batch_size,
@@ -146,6 +158,8 @@ class Loader(DataLoader[Any]):
             return Prefetching(self, self.num_threads, self._ahead)
         if not self.num_workers:
             return _Serial(self)
+        if isinstance(self.dataset, _StreamElsewhere):
+            self.dataset.hand_over()
         with _interrupts_held(self.multiprocessing_context):
             iterator = super().__iter__()
         self._workers = getattr(iterator, "_workers", [])
@@ -200,6 +214,22 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
+
+
+class _StreamElsewhere(_Stream):
+    """A TokenBudgetStream for a worker process, which has a copy: by shared memory that learns where each iteration begins."""
+
+    def __init__(self, stream: TokenBudgetStream[Any]) -> None:
+        super().__init__(stream)
+        self.place = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def hand_over(self) -> None:
+        """Leave the next iteration to the worker process."""
+        self.place.copy_(torch.tensor(handed_over(self.items)))
+
+    def __iter__(self) -> Iterator[Any]:
+        take_over(self.items, *self.place.tolist())
+        return super().__iter__()
 
 
 @contextlib.contextmanager

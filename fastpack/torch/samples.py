@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 EMPTY = "a sequence of length 0: pass allow_empty=True to accept sequences without any row"
+PACKED = "a PackedSequence, but what is packed are tensors: give its sequences (unpack_sequence) in its place"
 
 
 def is_container(value: Any) -> bool:
@@ -65,7 +66,7 @@ def unlike(values: Sequence[Any], are_sequences: bool, allow_empty: bool) -> str
     first = values[0]
     for k, value in enumerate(values):
         if are_sequences and isinstance(value, PackedSequence):
-            return f"sample {k} is a PackedSequence, but what is packed are tensors: give its sequences (unpack_sequence) in its place"
+            return f"sample {k} is {PACKED}"
         if are_sequences and not (isinstance(value, (Tensor, np.ndarray)) and value.ndim) and type(value) is not list:
             return f"sample {k} is {_described(value)}, which is no sequence"
         if isinstance(value, (Tensor, np.ndarray)) and isinstance(first, (Tensor, np.ndarray)):
