@@ -1,5 +1,6 @@
 """What several test files share: other Python processes, and kernels compiled once for all of them."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ Child = Callable[..., str]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Return the environment without what steers fastpack or numba, with `changes`."""
-    steering = ("FASTPACK_", "NUMBA_", "PYTHON")
+    """Return the environment without what steers fastpack, numba or pytest, with `changes`."""
+    steering = ("FASTPACK_", "NUMBA_", "PYTHON", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(steering)} | changes
 
 
@@ -46,9 +47,24 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def good_code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return object code for the highest level of this CPU, compiled where everything tries to change or break it."""
-    folder = tmp_path_factory.mktemp("hostile")
+def good_code(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> bytes:
+    """Return object code for the highest level of this CPU, compiled where everything tries to change or break it.
+
+    That takes most of a minute: of several processes that run tests the first compiles, the others wait for it.
+    """
+    if worker_id == "master":
+        return hostile_compilation(tmp_path_factory.mktemp("hostile"))
+    shared = tmp_path_factory.getbasetemp().parent / "good_code"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "object").exists():
+            (shared / "object").write_bytes(hostile_compilation(shared))
+        return (shared / "object").read_bytes()
+
+
+def hostile_compilation(folder: Path) -> bytes:
+    """Compile where environment and current folder change the code or break the compiler, if they reach it."""
     (folder / ".numba_config.yaml").write_text("disable_jit: 1\nboundscheck: 1\n")
     for name in ("numba", "queue", "fastpack"):  # beside the script, hence before all else on its path
         (folder / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')")
