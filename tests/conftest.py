@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(steering)} | changes
 
 
+def shown(value: object) -> str:
+    """Return `repr(value)` without addresses, as a test's name: each process that runs tests has to find the same names."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 @pytest.fixture(scope="session")
 def child(tmp_path_factory: pytest.TempPathFactory) -> Child:
     """Return a function that runs code in a new Python process, outside the source tree, and returns what it printed."""
@@ -28,7 +34,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Child:
     def run(code: str, *arguments: str | Path, status: int = 0, cwd: Path = folder, **environment: str | Path) -> str:
         command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
         changes = {name: str(value) for name, value in environment.items()}
-        done = subprocess.run(command, env=clean_environment(**changes), cwd=cwd, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=clean_environment(**changes), cwd=cwd, capture_output=True, text=True, timeout=600)
         assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr if status else done.stdout
 
