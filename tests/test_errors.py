@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastpack import Layout, Packed, pack, pack_padded, pack_ragged, pad, unpack, unpack_ragged
+from tests.conftest import shown
 from tests.oracle import unchanged
 
 A, M = np.arange(3.0), np.arange(6.0).reshape(2, 3)
@@ -292,7 +293,7 @@ NOT_HELD = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "value"), NOT_HELD, ids=repr)
+@pytest.mark.parametrize(("dtype", "value"), NOT_HELD, ids=shown)
 def test_padding_values_that_a_dtype_cannot_hold(dtype, value):
     packed = pack([np.zeros(2, dtype), np.zeros(1, dtype)])
     with unchanged(*packed), pytest.raises(ValueError, match=r"^padding_value is .*, which dtype .* cannot hold"):

@@ -335,6 +335,12 @@ def test_a_lock_that_is_no_file_is_done_without(spoil: object, kept: Path, compi
     assert compiled == [LEVEL]
 
 
+def test_a_second_compilation_is_the_same_to_the_byte(good_code: bytes, tmp_path: Path) -> None:
+    # whatever the environment and the time; tests/test_wheel.py shows so for another level and folder
+    compiler.link(good_code, tmp_path / "again.so")
+    assert (tmp_path / "again.so").read_bytes() == (Path(machine.LIBRARIES) / machine.library_name(LEVEL)).read_bytes()
+
+
 def test_code_for_other_arguments_is_an_error(good_code: bytes, folder: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(compiler, "object_code", lambda level: good_code)
     assert all(fallback.load(LEVEL, "a test").addresses.values())

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,17 @@ from fastpack import fallback, machine
 from tests.conftest import clean_environment
 
 HERE = Path(__file__).parent
-# whatever calls kernels and looks at what they did
+# whatever compares kernels with their twins, and the NumPy level, which calls each; the torch level calls them in no other way
 FILES = [
-    *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_rnn_utils.py"),
-    *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py", "test_modules.py", "test_fingerprint.py"),
+    *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_fingerprint.py"),
+    *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py"),
     *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py", "test_reference_batches.py"),
 ]
-LOADED = ["test_packing.py", "test_recurrent.py", "test_recurrent_backward.py"]  # of code that differs only in how it is loaded
+# of code that differs only in how it is loaded: what calls each kernel
+LOADED = [
+    *("test_packing.py", "test_recurrent.py", "test_fingerprint.py", "test_recurrent_backward.py::test_recur_backward"),
+    *("test_gradient_products.py::test_input_gradient", "test_gradient_products.py::test_weight_gradient_of_a_padded_batch"),
+]
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed
 REPORT = """
@@ -33,8 +36,8 @@ def pytest_unconfigure(config):
 def run_tests(base: Path, *names: str, **environment: str) -> Outcome:
     """Run test files in a child, which says at its end which kernels it used; return its exit status, that, and its output."""
     (base / "report_kernels.py").write_text(REPORT.format(path=str(base / "used")))
-    plugins = ["-p", "report_kernels", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, "--rootdir", str(HERE.parent), *(str(HERE / name) for name in names)]
+    options = ["-q", "-x", "-n", "0", "--rootdir", str(HERE.parent), "-p", "report_kernels", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *(str(HERE / name) for name in names)]
     everything = clean_environment(PYTHONPATH=str(base), **environment)
     done = subprocess.run(command, env=everything, cwd=HERE.parent, capture_output=True, text=True, timeout=500)
     return done.returncode, (base / "used").read_text(), done.stdout + done.stderr
@@ -45,33 +48,20 @@ def test_the_files_are_there_and_call_kernels() -> None:
         assert "fastpack" in (HERE / name).read_text(), name
 
 
-@pytest.fixture(scope="module")
-def outcomes(good_code: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Return what became of the files at each lower level, and in the fallback: two children at a time."""
-    cache = tmp_path_factory.mktemp("cache")
-    highest = machine.supported_levels()[-1]
-    (cache / "kernels").mkdir(mode=0o700)
-    fallback._write(cache / "kernels" / fallback.cache_name(highest), good_code)
-    settings = {level: {"FASTPACK_CPU": level} for level in LOWER}
-    settings["jit"] = {"FASTPACK_KERNELS": "jit", "FASTPACK_CACHE_DIR": str(cache / "kernels")}
-    with ThreadPoolExecutor(2) as pool:
-        bases = [tmp_path_factory.mktemp(name) for name in settings]
-        files = [LOADED if name == "jit" else FILES for name in settings]
-        runs = [pool.submit(run_tests, base, *names, **settings[name]) for base, names, name in zip(bases, files, settings, strict=True)]
-        return {name: run.result() for name, run in zip(settings, runs, strict=True)}
-
-
 @pytest.mark.parametrize("level", LOWER)
-def test_at_a_lower_level(level: str, outcomes: dict[str, Outcome]) -> None:
-    status, used, output = outcomes[level]
+def test_at_a_lower_level(level: str, tmp_path: Path) -> None:
+    status, used, output = run_tests(tmp_path, *FILES, FASTPACK_CPU=level)
     assert status == 0, output
     assert used == f"{level} built ahead"
 
 
-def test_in_the_fallback(outcomes: dict[str, Outcome]) -> None:
-    status, used, output = outcomes["jit"]
+def test_in_the_fallback(good_code: bytes, tmp_path: Path) -> None:
+    cache, highest = tmp_path / "kernels", machine.supported_levels()[-1]
+    cache.mkdir(mode=0o700)
+    fallback._write(cache / fallback.cache_name(highest), good_code)
+    status, used, output = run_tests(tmp_path, *LOADED, FASTPACK_KERNELS="jit", FASTPACK_CACHE_DIR=str(cache))
     assert status == 0, output
-    assert used == f"{machine.supported_levels()[-1]} compiled here"
+    assert used == f"{highest} compiled here"
 
 
 def test_this_process_uses_what_was_built_for_the_highest_level() -> None:

@@ -83,7 +83,7 @@ def test_the_judge_of_instructions_goes_red_beyond_the_highest_level(instruction
 
 
 def test_linking_is_reproducible(small_object: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # that compiling is, and that the environment changes nothing, tests/test_wheel.py shows by a whole second build
+    # that compiling is, and that the environment changes nothing, test_wheel.py and test_fallback.py show by second builds
     compiler.link(small_object, tmp_path / "one" / "a.so")
     monkeypatch.setenv("LD_RUN_PATH", str(tmp_path))
     compiler.link(small_object, tmp_path / "another" / "b.so")

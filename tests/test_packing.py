@@ -13,6 +13,7 @@ from torch.nn.utils import rnn
 
 from bench.cases import Case, cases
 from fastpack import Packed, pack, pack_padded, pack_ragged, pad, unpack, unpack_ragged
+from tests.conftest import shown
 from tests.oracle import ALL_DTYPES, assert_packed, assert_same, assert_same_bytes, random_array, row_bytes, unchanged, views
 
 each_case = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
@@ -213,7 +214,7 @@ class Subclass(np.ndarray):
         ([["ab", "c"], ["de"]], [np.array(["ab", "c"]), np.array(["de"])]),
         ([np.rec.array([(1, 2.0)], "i4,f8")], [np.array([(1, 2.0)], "i4,f8")]),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_what_can_be_read_as_sequences(given, expected):
     packed = pack(given)

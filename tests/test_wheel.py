@@ -1,6 +1,7 @@
 """What is shipped: the source distribution, the wheels made from it and from the tree, and the wheel in an environment with numpy alone."""
 
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpack import machine
+from fastpack import compiler, machine
+from hatch_build import KernelsHook
 from tests.conftest import clean_environment
 
 ROOT = Path(machine.PACKAGE).parent
 LIBRARIES = [f"fastpack/_machine_code/{machine.library_name(level)}" for level in machine.cpu_levels()]
+COMPILED = LIBRARIES[0]  # from the source distribution; for the highest level tests/test_fallback.py compiles
 # Nothing is isolated: an environment for each build would install numba anew, for half a minute. That the isolated builds
 # work, too, is seen whenever someone runs `pip install .`.
 WHEEL = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir"]
@@ -47,15 +50,20 @@ def wheel_of_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel_of_sdist(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a wheel compiled from scratch, in another folder, where the environment tries to change the code."""
+    """Return a wheel made in another folder, where the environment tries to change the code: one level compiled, the others as built."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     (unpacked,) = folder.iterdir()
+    (unpacked / COMPILED).parent.mkdir()
+    for library in LIBRARIES:
+        if library != COMPILED:  # each takes most of a minute
+            shutil.copy(ROOT / library, unpacked / library)
     (unpacked / ".numba_config.yaml").write_text("disable_jit: 1\n")
     hostile = {"NUMBA_DISABLE_JIT": "1", "NUMBA_BOUNDSCHECK": "1", "NUMBA_CPU_FEATURES": "+avx512f", "NUMBA_OPT": "1"}
     # a linker with options, which records where it was told to look for libraries
     run(*WHEEL, folder, unpacked, cwd=folder, PYTHONHASHSEED="7", LD_RUN_PATH=folder, CC="cc -O1", **hostile)
+    assert (unpacked / COMPILED).exists()
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -86,6 +94,16 @@ def test_a_wheel_has_the_libraries_and_says_so_in_its_name(which: str, request: 
     (described,) = [content.decode() for name, content in files.items() if name.endswith(".dist-info/WHEEL")]
     assert f"Tag: {tag}\n" in described
     assert "Root-Is-Purelib: false\n" in described
+
+
+def test_every_level_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    for built in ([Path("a library")], []):
+        monkeypatch.setattr(compiler, "build", lambda levels, say, built=built: asked.append(levels) or built)
+        data: dict[str, object] = {}
+        KernelsHook(str(ROOT), {}, None, None, "", "wheel").initialize("standard", data)
+        assert data == ({"pure_python": False, "tag": f"py3-none-manylinux_2_17_{platform.machine()}"} if built else {})
+    assert asked == [machine.cpu_levels()] * 2
 
 
 def test_a_second_build_is_the_same_to_the_byte(wheel_of_tree: Path, wheel_of_sdist: Path) -> None:
