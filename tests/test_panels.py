@@ -374,7 +374,7 @@ def test_layers_of_any_size_are_read_by_all_threads(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_list_of_ways_goes_red(monkeypatch: pytest.MonkeyPatch, made: list[int]) -> None:
-    monkeypatch.setattr(panels, "fingerprint", lambda plan, addresses: (0, 0))  # a check that always says: the same
+    monkeypatch.setattr(panels, "fingerprint", lambda plan, addresses, kept: (0, 0))  # a check that always says: the same
     for way in (changed_in_place, changed_through_data):
         _, ours = pair("LSTM", proj_size=3)
         with torch.inference_mode():

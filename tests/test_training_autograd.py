@@ -121,12 +121,40 @@ def test_saved_tensors_are_torchs_to_hook() -> None:
 def test_other_tensors_than_were_saved_are_refused(change: Callable) -> None:
     for cell, _ in CELLS:
         _, ours = pair(cell)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, change):
+        for _ in range(2):  # the second time after a pass whose tensors were remembered
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, change):
+                loss = ours(packed())[0].data.sum()
+            with pytest.raises(
+                RuntimeError, match=r"was saved for backward, but it now is one of \[.* a hook for saved tensors returned another"
+            ):
+                loss.backward()
+            ours(packed())[0].data.sum().backward()
+
+
+@pytest.mark.parametrize("which", [0, 1])  # the input and the output
+def test_a_saved_tensor_of_fewer_rows_is_refused(which: int) -> None:
+    for cell, _ in CELLS:
+        _, ours = pair(cell)
+        ours(packed())[0].data.sum().backward()  # whose tensors are remembered, but for how many rows they had
+        calls = iter(range(100))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor[next(calls) == which :]):  # noqa: B023
             loss = ours(packed())[0].data.sum()
-        with pytest.raises(
-            RuntimeError, match=r"was saved for backward, but it now is one of \[.* a hook for saved tensors returned another"
-        ):
+        with pytest.raises(RuntimeError, match=r"was saved for backward, but it now is one of"):
             loss.backward()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])  # by the kernels, by torch's functions
+def test_a_batchs_indices_may_be_changed_before_the_backward_pass(create_graph: bool) -> None:
+    for cell, _ in CELLS:
+        _, ours = pair(cell)
+        results = []
+        for change in (0, 10**6):
+            batch = packed()
+            loss = ours(batch)[0].data.square().sum()
+            for index in batch[1:]:
+                index.add_(change)
+            results.append(torch.autograd.grad(loss, [*ours.parameters()], create_graph=create_graph))
+        assert_same_bits(*results)
 
 
 def test_weights_of_another_shape_or_dtype_than_in_the_forward_pass_are_refused() -> None:

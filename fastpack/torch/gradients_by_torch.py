@@ -72,7 +72,8 @@ def run_by_torch(record: Record, sources: Sequence[Tensor]) -> list[Tensor]:
         x = x.transpose(0, 1)
     layout = None
     if axes == PACKED:
-        order, sizes = record.rows.indices.split((record.rows.B, record.rows.T))
+        B, T = record.rows.B, record.rows.T
+        order, sizes = torch.frombuffer(record.rows.indices, dtype=torch.int64)[-B - T :].tensor_split([B])
         layout = sizes, order, torch.argsort(order)
     output, after = by_torch.run(settings, weights, x, layout, states, 0.0)
     results = [result.squeeze(1) if axes == SINGLE else result for result in (output, *after)]

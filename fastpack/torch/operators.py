@@ -23,7 +23,7 @@ from fastpack.torch.gradients_by_torch import differentiate_by_torch
 from fastpack.torch.layout import check_batch_sizes
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import MODES, Settings
-from fastpack.torch.recurrence import Call, divided, gradient_panels_of, prepare, run
+from fastpack.torch.recurrence import Call, divided, give_back, gradient_panels_of, prepare, run
 from fastpack.torch.rows import HandOver
 from fastpack.torch.training import run_one
 
@@ -152,7 +152,9 @@ def _recur_recorded(
         except HandOver:
             return [*_by_torch(settings, data, layout, states, weights), data.new_zeros(items)]
         computed = in_huge_pages(data.new_empty(items))
-        output, after = run_one(call, 0, divided(call.panels.plan, call.rows), call.x, computed.data_ptr())
+        work = divided(call.panels.plan, call.rows)
+        output, after = run_one(call, 0, work, call.x, computed.data_ptr())
+        give_back(work.memory)
     computed[-1] = 1  # by the kernels
     return [output, *after, computed]
 
@@ -253,7 +255,7 @@ def _by_kernels(
         return None
     left = [computed[:-1]] if call.panels.plan.saved_items else []
     saved = data, *states, output, *left, *weights
-    record = Record(panels, 0, call.rows, len(states), [])
+    record = Record(panels, 0, call.rows, len(states), [tensor.shape for tensor in saved[: len(saved) - len(weights)]], own)
     return differentiate(record, saved, gradients, wanted)
 
 

@@ -26,7 +26,7 @@ from fastpack.machine import run
 from fastpack.torch import parallel
 
 MODES = {"LSTM": blocks.LSTM, "GRU": blocks.GRU, "RNN_TANH": blocks.RNN_TANH, "RNN_RELU": blocks.RNN_RELU}
-PANELS, GRADIENT_PANELS = "panels", "gradient panels"
+PANELS, GRADIENT_PANELS, QUESTIONS = "panels", "gradient panels", "questions"
 ALIGNED = 64
 ALL_BITS = 2**64 - 1
 
@@ -51,6 +51,7 @@ class Direction(NamedTuple):
     panels: int  # bytes from the beginning of all panels
     projection: int  # likewise; -1 where there is none
     gradients: tuple[int, ...]  # bytes from the beginning of all gradient panels: weight_ih, weight_hh, and weight_hr if there is one
+    sizes: tuple[int, ...]  # as blocks begin: cell, item_bytes, reverse, F, H, P
 
 
 class Plan(NamedTuple):
@@ -66,7 +67,7 @@ class Plan(NamedTuple):
     widths: tuple[int, ...]  # of the states: P and, of an LSTM, H
     item_bytes: int
     shapes: list[tuple[int, ...]]  # of the weights, in torch's order
-    nbytes: "array[int]"  # of the weights
+    nbytes: list[int]  # of the weights
     directions: list[Direction]  # layer by layer
     panel_bytes: int
     gradient_panel_bytes: int
@@ -82,7 +83,7 @@ class Panels(NamedTuple):
     plan: Plan
     fingerprint: tuple[int, int]
     memory: Any  # holds the panels
-    start: int  # address of the first
+    addresses: list[tuple[int, ...]]  # of each direction's: all and the projection's; or weight_ih's, weight_hh's, weight_hr's; 0 for none
 
 
 @lru_cache(maxsize=256)
@@ -93,21 +94,22 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
     gates, _, has_c, saved = CELLS[cell]
     shapes: list[tuple[int, ...]] = []
     directions, end, gradients_end, operations = [], 0, 0, 0
-    for layer, _ in product(range(num_layers), range(D)):
+    for layer, reverse in product(range(num_layers), range(D)):
         features = D * P if layer else F
         first_weight, panels, projection = len(shapes), end, -1
         shapes += [(gates * H, features), (gates * H, P)] + [(gates * H,)] * (2 if bias else 0)
         end += _whole(panel_items(cell, features, H, P) * item_bytes)
         operations += 2 * gates * H * (features + P)
-        sizes = [gradient_panel_items(cell, H, features), gradient_panel_items(cell, H, P)]
+        items = [gradient_panel_items(cell, H, features), gradient_panel_items(cell, H, P)]
         if proj_size:
             shapes.append((P, H))
             projection, end = end, end + _whole(panel_items(blocks.LINEAR, H, P, 0) * item_bytes)
             operations += 2 * P * H
-            sizes.append(gradient_panel_items(blocks.LINEAR, P, H))
-        *gradients, gradients_end = accumulate((_whole(size * item_bytes) for size in sizes), initial=gradients_end)
-        directions.append(Direction(features, first_weight, panels, projection, tuple(gradients)))
-    nbytes = array("q", [torch.Size(shape).numel() * item_bytes for shape in shapes])
+            items.append(gradient_panel_items(blocks.LINEAR, P, H))
+        *gradients, gradients_end = accumulate((_whole(count * item_bytes) for count in items), initial=gradients_end)
+        sizes = cell, item_bytes, reverse, features, H, P
+        directions.append(Direction(features, first_weight, panels, projection, tuple(gradients), sizes))
+    nbytes = [torch.Size(shape).numel() * item_bytes for shape in shapes]
     widths = (P, H) if has_c else (P,)
     letters = cell, num_layers, D, H, P, widths, item_bytes
     totals = end, gradients_end, sum(nbytes), operations, D * P * item_bytes, (saved + has_c) * H
@@ -119,7 +121,7 @@ def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, An
 
     The weights may be changed by another thread at any moment. New panels are kept only if they were not while these were made.
     """
-    found = fingerprint(plan, addresses)
+    found = fingerprint(plan, addresses, kept)
     every: list[Panels] = []
     is_new = False
     for kind in kinds:
@@ -127,25 +129,48 @@ def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, An
         if panels is None or panels.fingerprint != found or not (panels.plan is plan or panels.plan == plan):
             panels, is_new = (_packed if kind == PANELS else _packed_for_gradients)(plan, found, addresses), True
         every.append(panels)
-    if is_new and fingerprint(plan, addresses) == found:
+    if is_new and fingerprint(plan, addresses, kept) == found:
         kept.update(zip(kinds, every, strict=True))
     return every
 
 
-def fingerprint(plan: Plan, addresses: Sequence[int]) -> tuple[int, int]:
+class Question(NamedTuple):
+    """A block that asks for the sums over weights, made for one place of theirs and one thread at a time: making it anew takes 1 us."""
+
+    plan: Plan
+    addresses: Sequence[int]
+    shares: int
+    block: blocks.Fingerprint
+    sums: Any  # where the answer is written
+    tables: Any  # hold what the block refers to
+
+
+def fingerprint(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, Any]) -> tuple[int, int]:
     """Return two sums over the weights at `addresses` that tell whether their content is another."""
-    table, shares = array("q", addresses), parallel.threads(plan.weight_bytes)
-    sums = (ctypes.c_int64 * (2 * shares))()
-    block = blocks.Fingerprint(table.buffer_info()[0], plan.nbytes.buffer_info()[0], len(table), shares, ctypes.addressof(sums))
-    parallel.run_on(block, shares, shares)
-    first, second = sums[:] if shares == 1 else (sum(sums[::2]), sum(sums[1::2]))
+    shares, questions = parallel.threads(plan.weight_bytes), kept.get(QUESTIONS) or kept.setdefault(QUESTIONS, [])
+    try:
+        question = questions.pop()
+    except IndexError:
+        question = None
+    if question is None or question.plan is not plan or question.addresses != addresses or question.shares != shares:
+        question = _question(plan, addresses, shares)
+    parallel.run_on(question.block, shares, shares)
+    sums = question.sums[:]
+    questions.append(question)
+    first, second = sums if shares == 1 else (sum(sums[::2]), sum(sums[1::2]))
     return first & ALL_BITS, second & ALL_BITS  # the same for any number of shares
+
+
+def _question(plan: Plan, addresses: Sequence[int], shares: int) -> Question:
+    values, nbytes, sums = array("q", addresses), array("q", plan.nbytes), (ctypes.c_int64 * (2 * shares))()
+    block = blocks.Fingerprint(values.buffer_info()[0], nbytes.buffer_info()[0], len(values), shares, ctypes.addressof(sums))
+    return Question(plan, addresses, shares, block, sums, (values, nbytes))
 
 
 def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Panels:
     memory, start = _memory(plan.panel_bytes)
     cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
-    for F, first, panels, projection, _ in plan.directions:
+    for F, first, panels, projection, *_ in plan.directions:
         weight_ih, weight_hh, *rest = addresses[first : first + 5]
         bias_ih, bias_hh = rest[:2] if plan.settings.bias else (0, 0)
         block = blocks.PackPanels(cell, item_bytes, vector, weight_ih, weight_hh, bias_ih, bias_hh, F, H, P, start + panels)
@@ -155,13 +180,14 @@ def _packed(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Pan
                 blocks.LINEAR, item_bytes, vector, rest[2 if plan.settings.bias else 0], 0, 0, 0, H, P, 0, start + projection
             )
             run(linear, 0, -(-P // vector))
-    return Panels(plan, found, memory, start)
+    own: list[tuple[int, ...]] = [(start + one.panels, start + one.projection if one.projection >= 0 else 0) for one in plan.directions]
+    return Panels(plan, found, memory, own)
 
 
 def _packed_for_gradients(plan: Plan, found: tuple[int, int], addresses: Sequence[int]) -> Panels:
     memory, start = _memory(plan.gradient_panel_bytes)
     cell, H, P, item_bytes, vector = plan.cell, plan.H, plan.P, plan.item_bytes, lanes(plan.item_bytes)
-    for F, first, _, projection, places in plan.directions:
+    for F, first, _, projection, places, _ in plan.directions:
         weight_ih, weight_hh, *rest = addresses[first : first + 5]
         wanted = [(cell, 0, weight_ih, H, F), (cell, 1, weight_hh, H, P)]
         if projection >= 0:
@@ -169,7 +195,8 @@ def _packed_for_gradients(plan: Plan, found: tuple[int, int], addresses: Sequenc
         for (kind, over_h, weight, units, columns), place in zip(wanted, places, strict=True):
             block = blocks.PackGradientPanels(kind, over_h, item_bytes, vector, weight, units, columns, start + place)
             parallel.run(block, -(-columns // vector), CELLS[kind].gates * units * columns * item_bytes)
-    return Panels(plan, found, memory, start)
+    own: list[tuple[int, ...]] = [(*[start + place for place in one.gradients], 0)[:3] for one in plan.directions]
+    return Panels(plan, found, memory, own)
 
 
 def _memory(nbytes: int) -> tuple[Any, int]:

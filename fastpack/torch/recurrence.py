@@ -22,12 +22,12 @@ from fastpack.torch.familiar import remember
 from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, GRADIENT_PANELS, PANELS, Panels, Plan, Settings, panels_of, plan_of
-from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
+from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, SINGLE, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
 
 DTYPES = {torch.float32, torch.float64}
 FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
-SMALL = 1 << 15  # bytes of a workspace that ctypes makes sooner than torch
+SPARE = 1 << 17  # bytes of memory that is kept for the next call that needs no more
 
 _dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
 
@@ -52,6 +52,7 @@ class Call(NamedTuple):
     state_shapes: list[tuple[int, ...]]
     weights: Sequence[Tensor]  # contiguous
     gradient_panels: Any  # Panels where something requires grad, and gradients are on; else None
+    kept: dict[Any, Any]  # what the layer keeps from one call to the next
     dtypes: Sequence[torch.dtype] = ()  # of the results, where these are not to be of the call's own: see autocast.py
 
 
@@ -108,7 +109,7 @@ def prepare(
             x, rows = tensors.data, packed_rows(tensors.data, tensors.indices, plan)
         else:
             x, rows = padded_rows(tensors.data, plan, batch_first)
-        sequences = () if len(rows.out_shape) == 1 and not is_packed else (rows.B,)  # of a single one there is no such dimension
+        sequences = () if rows.axes == SINGLE else (rows.B,)  # of a single one there is no such dimension
         shapes = [(len(plan.directions), *sequences, width) for width in plan.widths]
         before: Sequence[int] = ()
         if states:
@@ -121,7 +122,7 @@ def prepare(
         raise HandOver(_reason(tensors)) from error
     panels = panels_of(plan, places, kept, (PANELS, GRADIENT_PANELS) if is_recorded else (PANELS,))
     del storages  # held until here, whatever another thread has put in the place of a weight meanwhile
-    return Call(panels[0], x, rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None)
+    return Call(panels[0], x, rows, states, before, shapes, tensors.weights, panels[1] if is_recorded else None, kept)
 
 
 def gradient_panels_of(call: Call, kept: dict[str, Any]) -> Panels:
@@ -199,6 +200,7 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             x = dropout(out, dropped, training=True) if dropped else out
             source, out = (x.data_ptr(), row_bytes, 0), in_huge_pages(new(*out_shape))
         run_layer(call, layer, work, source, out.data_ptr(), along(ends, layer * D, plan, rows.B))
+    give_back(work.memory)
     return out, after
 
 
@@ -221,16 +223,14 @@ def run_layer(call: Call, layer: int, work: Work, source: tuple[int, int, int], 
         The address of what gradients need of each direction, its gates and then its c: `plan.saved_items` a row. 0 where none are wanted.
     """
     (plan, _, _, panels), rows = call.panels, call.rows
-    cell, D, H, P, item, row_bytes = plan.cell, plan.D, plan.H, plan.P, plan.item_bytes, plan.row_bytes
-    layout, shares = (*rows.layout, rows.B, rows.T), work.shares
+    D, layout, shares, row_bytes, half = plan.D, (*rows.layout, rows.B, rows.T), work.shares, plan.row_bytes, plan.P * plan.item_bytes
     for k in range(layer * D, layer * D + D):
-        reverse, (F, _, panel, projection, _) = k - layer * D, plan.directions[k]
-        sizes = cell, item, reverse, F, H, P, panels + panel, panels + projection if projection >= 0 else 0
-        target = out + reverse * P * item, row_bytes, 0
+        reverse = k - layer * D
+        sizes, target = (*plan.directions[k].sizes, *panels[k]), (out + reverse * half, row_bytes, 0)
         states = *along(call.before, k, plan, rows.B), *along(ends, reverse, plan, rows.B)
         kept = saved_addresses(plan, rows.N, saved, reverse) if saved else (0, 0)
         room = work.workspace, work.workspace_bytes, counters_of(work, k), shares
-        parallel.run_on(blocks.Recur(*sizes, *layout, *source, *target, *states, *kept, *room), shares, shares)
+        parallel.run_on(blocks.Recur._make((*sizes, *layout, *source, *target, *states, *kept, *room)), shares, shares)
 
 
 def along(addresses: Sequence[int], k: int, plan: Plan, B: int) -> tuple[int, int]:
@@ -253,7 +253,7 @@ def divided(plan: Plan, rows: Rows) -> Work:
     """Return how a call of `run_layer` is divided, and memory for it."""
     shares, arrivals = division(plan, rows)
     share_bytes = _share_bytes(plan.cell, rows.B if arrivals else -(-rows.B // shares), plan.H, plan.P, plan.item_bytes)
-    return Work(shares, arrivals, *room_for(shares, share_bytes))
+    return Work._make((shares, arrivals, *room_for(shares, share_bytes)))
 
 
 def division(plan: Plan, rows: Rows) -> tuple[int, Any]:
@@ -275,14 +275,38 @@ def counters_of(work: Work, k: int) -> int:
     return ctypes.addressof(work.arrivals) + 8 * k * arrivals_items(work.shares) if work.arrivals else 0
 
 
+class Spare(NamedTuple):
+    """Memory of SPARE bytes for the workspaces of one call at a time."""
+
+    address: int  # a multiple of ALIGNED
+    memory: Any
+
+
+_spares: list[Spare] = []  # those in no call's hands
+
+
 def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
-    """Return the address of memory for all shares, the bytes of one, and what holds it."""
+    """Return the address of memory for all shares, the bytes of one, and what holds it, to be given back after the call."""
     whole = shares * share_bytes + ALIGNED
-    if whole <= SMALL:
-        small = (ctypes.c_char * whole)()
-        return -(-ctypes.addressof(small) // ALIGNED) * ALIGNED, share_bytes, small
+    if whole <= SPARE:
+        try:
+            spare = _spares.pop()  # a new tensor would take 2 us
+        except IndexError:
+            small = (ctypes.c_char * SPARE)()
+            spare = Spare(_aligned(ctypes.addressof(small)), small)
+        return spare.address, share_bytes, spare
     large = in_huge_pages(torch.empty(whole, dtype=torch.uint8, device="cpu"))
-    return -(-large.data_ptr() // ALIGNED) * ALIGNED, share_bytes, large
+    return _aligned(large.data_ptr()), share_bytes, large
+
+
+def give_back(memory: Any) -> None:
+    """Keep what `room_for` returned for the next call, where it is small. It may also be let go, as where an error ended the call."""
+    if type(memory) is Spare:
+        _spares.append(memory)
+
+
+def _aligned(address: int) -> int:
+    return -(-address // ALIGNED) * ALIGNED
 
 
 @lru_cache(maxsize=256)

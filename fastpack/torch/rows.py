@@ -1,7 +1,6 @@
 """Where in memory the rows, states and weights of a recurrent layer's call are, once it is known that the kernels take them."""
 
 import ctypes
-from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ class HandOver(Exception):  # noqa: N818  no error: torch's own function takes t
 class Rows(NamedTuple):
     """Where a batch's rows are, and in what order."""
 
-    layout: tuple[int, int]  # addresses of sorted_indices (B,) and of batch_sizes (T,)
+    layout: tuple[int, int]  # addresses of sorted_indices (B,) and of batch_sizes (T,), in memory that nobody else knows
     B: int
     T: int
     N: int
@@ -50,11 +49,11 @@ def address_of(tensor: Tensor, extent: int, item_bytes: int) -> int:
     HandOver
         Its storage is smaller: it was emptied.
     """
-    storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
+    storage, offset = tensor.untyped_storage(), int(tensor.storage_offset()) * item_bytes
     start = storage.data_ptr()
-    if ((offset + extent) * item_bytes > storage.nbytes() or not start) and extent:
+    if extent and (offset + extent * item_bytes > storage.nbytes() or not start):
         raise HandOver(NO_MEMORY)
-    return start + offset * item_bytes
+    return start + offset
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]
         A storage is smaller than its tensor.
     """
     storages = [*map(Tensor.untyped_storage, weights)]
-    addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], array("q", map(UntypedStorage.nbytes, storages))
+    addresses, nbytes = [*map(UntypedStorage.data_ptr, storages)], [*map(UntypedStorage.nbytes, storages)]
     is_usual = nbytes == plan.nbytes and not any(map(Tensor.storage_offset, weights)) and 0 not in addresses
     if not is_usual:  # as where weights are parts of one storage
         addresses = [address_of(weight, weight.numel(), plan.item_bytes) for weight in weights]
@@ -91,34 +90,35 @@ def located(weights: Sequence[Tensor], plan: Plan) -> tuple[list[int], list[Any]
 def packed_rows(data: Tensor, indices: Sequence[Tensor], plan: Plan) -> Rows:
     """Return where the rows of a packed batch are: `indices` are contiguous int64 vectors, the batch sizes alone or all three.
 
+    A batch's index tensors are in the caller's hands until the backward pass, and the kernels follow them without looking: so what is
+    checked, and followed, is a copy.
+
     Raises
     ------
     HandOver
         The batch is inconsistent.
     """
-    (N, F), item, T = data.shape, plan.item_bytes, indices[0].shape[0]
+    (N, F), row_stride, item, (T, *counts) = data.shape, data.stride(0), plan.item_bytes, map(Tensor.numel, indices)
     sizes = address_of(indices[0], T, 8)
-    if len(indices) == 1:
-        B = ctypes.c_int64.from_address(sizes).value if T else 0
-        if B > N:  # before so much memory is taken
-            raise HandOver(INCONSISTENT)
-        indices = *indices, _in_order(max(B, 0))
-        order = places = indices[1].data_ptr()
+    if counts:
+        B, is_consistent = counts[0], counts[0] == counts[1]
     else:
-        B = indices[1].shape[0]
-        if indices[2].shape[0] != B:
-            raise HandOver(INCONSISTENT)
-        order, places = address_of(indices[1], B, 8), address_of(indices[2], B, 8)
-    if B <= 0:
+        B = ctypes.c_int64.from_address(sizes).value if T else 0
+        is_consistent = B <= N  # before so much memory is taken
+    if not is_consistent or B <= 0:
         raise HandOver(INCONSISTENT)
-    notes = (ctypes.c_int64 * (3 + B))()  # three facts, and lengths that nobody needs here
-    where = ctypes.addressof(notes)
-    run(blocks.MeasureLayout(sizes, T, order, places, B, where + 24, where))
-    if notes[:3] != [N, -1, -1]:
+    order, places = indices[1:] if counts else [_in_order(B)] * 2
+    held = (ctypes.c_int64 * (3 + 2 * B + T))()  # three facts, lengths that nobody needs here, and the copy
+    facts = ctypes.addressof(held)
+    own = facts + 8 * (3 + B)
+    own_sizes = own + 8 * B
+    ctypes.memmove(own, address_of(order, B, 8), 8 * B)
+    ctypes.memmove(own_sizes, sizes, 8 * T)
+    run(blocks.MeasureLayout._make((own_sizes, T, own, address_of(places, B, 8), B, facts + 24, facts)))
+    if held[:3] != [N, -1, -1]:
         raise HandOver(INCONSISTENT)
-    row_stride = data.stride(0)
     address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
-    return Rows((order, sizes), B, T, N, address, row_stride * item, 0, (N,), indices, PACKED)
+    return Rows((own, own_sizes), B, T, N, address, row_stride * item, 0, (N,), held, PACKED)
 
 
 def padded_rows(data: Tensor, plan: Plan, batch_first: bool) -> tuple[Tensor, Rows]:
