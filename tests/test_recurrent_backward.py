@@ -174,9 +174,9 @@ def test_large_weights(kind: Kind, dtype: type, H: int, P: int):
 
 
 def ways_to_cut(T: int) -> list[list[int]]:
-    """Return ways to divide T steps: each alone, two pieces, and some, among which one may be without steps."""
-    some = sorted(np.random.default_rng(T).integers(0, T, 3).tolist())
-    return [list(range(1, T)), [T // 2], some]
+    """Return ways to divide T steps: each alone, in the middle, into a few pieces."""
+    some = {1, T // 3, T // 3 + 1, T - 1} - {0, T}
+    return [list(range(1, T)), [T // 2] if T > 1 else [], sorted(some)]
 
 
 @each_kind
