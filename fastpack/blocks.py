@@ -349,6 +349,9 @@ class PackGradientPanels(NamedTuple):
 class RecurBackward(NamedTuple):
     """From gradients of what `recur` returns to those of its sums and initial states, against the order of steps. Shares: as of `Recur`.
 
+    A call does a piece, the steps first..last, so that its sums are still in a cache when InputGradient and WeightGradient read them. A
+    batch's pieces follow each other against the order of its steps, with the same workspace.
+
     Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], where lanes beyond H are anything; of a GRU, whose
     n has a sum over x and one over h, the sums are n over x, r, z, n over h.
     """
@@ -364,7 +367,10 @@ class RecurBackward(NamedTuple):
     batch_sizes: Int64s  # (T,)
     B: Size
     T: Size
-    N: Size
+    first: Size  # step
+    last: Size
+    row: Size  # the packed row with which the first step begins
+    panel_rows: Size  # for how many rows panels have room
     out: Bytes  # rows of P items, as `recur` wrote them
     out_row_bytes: Size
     out_step_bytes: Size
@@ -377,9 +383,11 @@ class RecurBackward(NamedTuple):
     d_out_step_bytes: Size
     d_h_n: Bytes  # (B, P)
     d_c_n: Bytes  # (B, H)
-    d_sums: Bytes  # out: cells.d_sums_items(...) items, at a multiple of 64 bytes
+    d_sums: Bytes  # out: of the piece's rows, cells.d_sums_items(...) items, at a multiple of 64 bytes
+    later_sums: Bytes  # those of the piece before, with whose row `later_row` the step begins that comes after this piece's
+    later_row: Size
     d_projected: Bytes  # out: likewise, of the projection, whose sums are the states h; 0 where there is none
-    unprojected: Bytes  # out: rows (N, H), what was projected; 0 where there is no projection
+    unprojected: Bytes  # out: rows of H items, what was projected; 0 where there is no projection
     d_h_0: Bytes  # out (B, P), or 0 where it is not wanted
     d_c_0: Bytes  # out (B, H), or 0
     workspace: Bytes  # cells.backward_items(...) items for each share, at a multiple of 64 bytes
@@ -389,24 +397,24 @@ class RecurBackward(NamedTuple):
 
 
 class InputGradient(NamedTuple):
-    """From gradients of sums to those of the inputs. Shares: packed rows, 0 to N."""
+    """From gradients of a piece's sums to those of its inputs. Shares: its packed rows."""
 
     cell: Size
     item_bytes: Size
     F: Size
     H: Size
     panels: Bytes  # gradient panels of weight_ih
-    d_sums: Bytes
-    N: Size
+    d_sums: Bytes  # of a piece's rows
+    panel_rows: Size
     B: Size
     add: Size  # 1: to what `d_x` holds already
-    d_x: Bytes  # out: rows of F items
+    d_x: Bytes  # out: rows of F items, the piece's first
     d_x_row_bytes: Size
     d_x_step_bytes: Size  # 0 where each step follows the rows of the one before; else each has B rows
 
 
 class WeightGradient(NamedTuple):
-    """From gradients of sums to those of weights and biases, any of which may be 0: not wanted. Shares: parts of the weights.
+    """From gradients of a piece's sums to those of weights and biases, any of which may be 0: not wanted. Shares: parts of the weights.
 
     The result is the same for any number of shares. A projection's weight is weight_ih of LINEAR, with F = H and H = P.
     """
@@ -421,15 +429,18 @@ class WeightGradient(NamedTuple):
     batch_sizes: Int64s
     B: Size
     T: Size
-    N: Size
-    x: Bytes
+    first: Size  # the piece's first step
+    N: Size  # its rows
+    panel_rows: Size
+    x: Bytes  # its first row
     x_row_bytes: Size
     x_step_bytes: Size
-    out: Bytes
+    out: Bytes  # likewise
     out_row_bytes: Size
     out_step_bytes: Size
     h_0: Bytes
-    d_sums: Bytes
+    d_sums: Bytes  # of the piece's rows
+    add: Size  # 1: to what the gradients hold already
     d_weight_ih: Bytes  # out (G * H, F)
     d_weight_hh: Bytes  # out (G * H, P)
     d_bias_ih: Bytes  # out (G * H,)

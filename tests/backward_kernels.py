@@ -5,6 +5,8 @@ wider rows here.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,37 +102,76 @@ def run_backward(
     place: Place = as_it_is,
     together: Calls = (),
     wanted: Sequence[bool] = (True, True),
+    cuts: Sequence[int] = (),
 ) -> Sums:
-    """Run `recur_backward`. The shares are of sequences, or, with `together`, of hidden units: see `run_kernel`."""
+    """Run `recur_backward`. The shares are of sequences, or, with `together`, of hidden units: see `run_kernel`.
+
+    It is run for the pieces into which the steps `cuts` divide the batch, one after another against the order of steps.
+    """
     (P, H), cell, item, dtype = widths(case.weights), case.kind.cell, case.x.itemsize, case.x.dtype
     sizes, order = (place(vector, 8) for vector in case.indices[:2])
-    B, N, projected = len(order), int(sizes.sum()), "weight_hr" in case.weights
+    B, projected, pieces = len(order), "weight_hr" in case.weights, pieces_of(case.indices[0], cuts)
+    N = max(piece.N for piece in pieces)
     panels = run_gradient_panels(cell, 1, case.weights["weight_hh"], place)
     projection = run_gradient_panels(blocks.LINEAR, 0, case.weights["weight_hr"], place) if projected else None
-    d_sums = place(sums_room(cell, N, H, dtype), 64)
-    d_projected = place(sums_room(blocks.LINEAR, N, P, dtype), 64) if projected else None
-    unprojected = placed(np.full((N, H), np.nan, dtype), place) if projected else None
     (out, _), (d_out, _) = amid(saved.out, place), amid(case.d_out, place)
     states, d_after = ([placed(item, place) for item in with_c(pair)] for pair in (case.states, case.d_after))
     has = [True, CELLS[cell].has_c]
     d_states = [placed(np.full((B, width), np.nan, dtype), place) if has[k] and wanted[k] else None for k, width in enumerate((P, H))]
     rows = B if together else -(-B // shares)
     workspace = place(np.full((shares, backward_items(rows, H, P)), np.nan, dtype), 64)
-    arrivals = place(np.zeros(arrivals_items(shares), np.int64), 8) if together else None
     c, gates = (placed(array, place) for array in saved[1:])
-    block = blocks.RecurBackward(
-        *(cell, item, case.reverse, H, P, address(panels), where(projection), address(order), address(sizes), B, len(sizes), N),
-        *(address(out), *strides(out), *map(where, states), where(c), where(gates)),
-        *(where(d_out), *strides(d_out), *map(where, d_after)),
-        *(address(d_sums), where(d_projected), where(unprojected), *map(where, d_states)),
-        *(address(workspace), workspace.strides[0], where(arrivals), shares),
-    )
-    if together:
-        run_at_once(block, together)
-    else:
-        for call in in_any_order(shares):
-            machine.run(block, *call)
-    return Sums(written(d_sums, H), None if d_projected is None else written(d_projected, P), unprojected, d_states)
+    found: list[Sums] = []
+    later = None
+    for piece in pieces if case.reverse else reversed(pieces):
+        d_sums = place(sums_room(cell, N, H, dtype), 64)
+        d_projected = place(sums_room(blocks.LINEAR, N, P, dtype), 64) if projected else None
+        unprojected = placed(np.full((piece.N, H), np.nan, dtype), place) if projected else None
+        arrivals = place(np.zeros(arrivals_items(shares), np.int64), 8) if together else None
+        later_row = 0 if later is None or not case.reverse else later.N - int(sizes[later.last - 1])
+        block = blocks.RecurBackward(
+            *(cell, item, case.reverse, H, P, address(panels), where(projection), address(order), address(sizes), B, len(sizes)),
+            *(*piece[:3], N, address(out), *strides(out), *map(where, states), where(c), where(gates)),
+            *(where(d_out), *strides(d_out), *map(where, d_after)),
+            *(address(d_sums), where(later_sums) if later else 0, later_row, where(d_projected), where(unprojected), *map(where, d_states)),
+            *(address(workspace), workspace.strides[0], where(arrivals), shares),
+        )
+        if together:
+            run_at_once(block, together)
+        else:
+            for call in in_any_order(shares):
+                machine.run(block, *call)
+        assert np.isnan(d_sums[:, piece.N :]).all()
+        parts = written(d_sums, H)[:, : piece.N], None if d_projected is None else written(d_projected, P)[:, : piece.N]
+        found.append(Sums(*parts, unprojected, d_states))
+        later, later_sums = piece, d_sums
+    return joined(found if case.reverse else found[::-1])
+
+
+class Piece(NamedTuple):
+    """Steps of a batch, and their packed rows."""
+
+    first: int
+    last: int
+    row: int
+    N: int
+
+    def of(self, rows: Maybe) -> Maybe:
+        """Return the rows from the piece's first on, packed, or of a padded batch (B, T, ...) in packed order."""
+        return None if rows is None else rows[self.row :] if rows.ndim == 2 else rows[:, self.first :]
+
+
+def pieces_of(sizes: np.ndarray, cuts: Sequence[int]) -> list[Piece]:
+    """Return the pieces between steps."""
+    rows = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    return [Piece(first, last, rows[first], rows[last] - rows[first]) for first, last in pairwise([0, *cuts, len(sizes)])]
+
+
+def joined(found: list[Sums]) -> Sums:
+    """Return what was found for pieces as one."""
+    d_sums, d_projected, unprojected, d_states = zip(*found, strict=True)
+    projected = (None, None) if unprojected[0] is None else (np.concatenate(d_projected, 1), np.concatenate(unprojected))
+    return Sums(np.concatenate(d_sums, 1), *projected, d_states[0])
 
 
 def roomy(d_sums: np.ndarray, cell: int, H: int, place: Place) -> np.ndarray:
@@ -161,22 +202,26 @@ def run_input(
     return found
 
 
-def run_weights(products: Products, shares: int = 1, place: Place = as_it_is, wanted: Sequence[str] = ()) -> Weights:
-    """Run `weight_gradient`; return the gradients by their names, all or those that are wanted."""
+def run_weights(
+    products: Products, shares: int = 1, place: Place = as_it_is, wanted: Sequence[str] = (), cuts: Sequence[int] = ()
+) -> Weights:
+    """Run `weight_gradient`, in pieces as `run_backward`; return the gradients by their names, all or those that are wanted."""
     cell, reverse, H, x, (sizes, order, _), out, h_0, d_sums = products
     item, F, P = x.itemsize, x.shape[-1], 0 if out is None else out.shape[-1]
-    room = roomy(d_sums, cell, H, place)
+    pieces = pieces_of(sizes, cuts)
     shapes = shapes_of(products)
     found = {name: placed(np.full(shapes[name], np.nan, x.dtype), place) for name in wanted or shapes}
     workspace = place(np.full((shares, weight_gradient_items()), np.nan, x.dtype), 64)
     (x, _), (out, _) = amid(x, place), amid(out, place)
     h_0, sizes, order = placed(h_0, place), place(sizes, 8), place(order, 8)
-    block = blocks.WeightGradient(
-        *(cell, item, reverse, F, H, P, address(order), address(sizes), len(order), len(sizes), d_sums.shape[1]),
-        *(address(x), *strides(x), where(out), *strides(out), where(h_0), address(room)),
-        *(where(found.get(name)) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        *(address(workspace), workspace.strides[0], shares),
-    )
-    for call in in_any_order(shares):
-        machine.run(block, *call)
+    for add, piece in enumerate(pieces if reverse else reversed(pieces)):
+        room, some, outs = roomy(d_sums[:, piece.row : piece.row + piece.N], cell, H, place), piece.of(x), piece.of(out)
+        block = blocks.WeightGradient(
+            *(cell, item, reverse, F, H, P, address(order), address(sizes), len(order), len(sizes), piece.first, piece.N, room.shape[1]),
+            *(address(some), *strides(some), where(outs), *strides(outs), where(h_0), address(room), min(add, 1)),
+            *(where(found.get(name)) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+            *(address(workspace), workspace.strides[0], shares),
+        )
+        for call in in_any_order(shares):
+            machine.run(block, *call)
     return found

@@ -168,6 +168,26 @@ def test_weight_gradient(kind: Kind, dtype: type, lengths: list[int], F: int, H:
 
 @each_kind
 @each_dtype
+@pytest.mark.parametrize("lengths", [LENGTHS, [6] * 5, LONG])
+def test_weight_gradient_in_pieces(kind: Kind, dtype: type, lengths: list[int]):
+    for reverse, states in product((0, 1), (True, False)):
+        products = products_of(kind, sorted(lengths, reverse=True), 9, 21, 5, reverse, dtype, states)
+        rows = [None if item is None else in_steps(item, products.indices, True) for item in (products.x, products.out)]
+        expected = twin_weights(products)
+        for cuts in ([max(lengths) // 2], [1, 2, 3, max(lengths) - 1]):
+            first = None
+            for shares, (x, out) in product((1, 3), ((products.x, products.out), rows)):
+                canaries = Canaries()
+                found = run_weights(products._replace(x=x, out=out), shares, canaries, cuts=cuts)
+                canaries.check()
+                for name, gradient in found.items():
+                    assert_close([gradient], [expected[name]], CLOSE[gradient.dtype])
+                first = first or found
+                assert_same_arrays(list(found.values()), list(first.values()))
+
+
+@each_kind
+@each_dtype
 def test_gradients_of_weights_that_are_not_wanted(kind: Kind, dtype: type):
     products = products_of(kind, LENGTHS, 9, 21, 6, 0, dtype)
     expected = run_weights(products)

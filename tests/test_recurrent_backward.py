@@ -170,6 +170,43 @@ def test_large_weights(kind: Kind, dtype: type, H: int, P: int):
         assert_same_arrays(found, first)
 
 
+# ---- in pieces
+
+
+def ways_to_cut(T: int) -> list[list[int]]:
+    """Return ways to divide T steps: each alone, in the middle, into a few pieces."""
+    some = {1, T // 3, T // 3 + 1, T - 1} - {0, T}
+    return [list(range(1, T)), [T // 2] if T > 1 else [], sorted(some)]
+
+
+@each_kind
+@each_dtype
+@each_shape
+def test_pieces_give_the_same_bits(kind: Kind, dtype: type, lengths: list[int], H: int, P: int):
+    for reverse, states in product((0, 1), (True, False)):
+        case = case_of(kind, lengths, 3, H, P, reverse, dtype)
+        case = case if states else case._replace(states=[])
+        saved, _ = run_forward(case)
+        expected = found_of(run_backward(case, saved), case.weights)
+        for cuts in ways_to_cut(max(lengths)) if any(lengths) else ():
+            for shares, together in [(1, []), (3, []), (2, [(0, 1), (1, 2)])]:
+                canaries = Canaries()
+                found = found_of(run_backward(case, saved, shares, canaries, together, cuts=cuts), case.weights)
+                canaries.check()
+                assert_same_arrays(found, expected)
+
+
+@each_kind
+def test_pieces_of_rows_of_a_padded_batch(kind: Kind):
+    for lengths, reverse, time_first in product(([6] * 5, [7, 7, 4, 2, 1, 0]), (0, 1), (False, True)):
+        case = case_of(kind, lengths, 3, 19, 5, reverse)
+        saved, _ = run_forward(case)
+        expected = found_of(run_backward(case, saved), case.weights)
+        apart = case._replace(d_out=padded(case.d_out, case, time_first)), saved._replace(out=padded(saved.out, case, time_first))
+        for cuts in ways_to_cut(max(lengths)):
+            assert_same_arrays(found_of(run_backward(*apart, cuts=cuts), case.weights), expected)
+
+
 # ---- sequences do not touch each other
 
 

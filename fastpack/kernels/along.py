@@ -13,11 +13,11 @@ HALVED = 4  # whole panels from which on a row is multiplied in two halves: with
 
 
 @helper
-def factors_of(panels, cell, H, N):
-    # the product of rows of d_sums, (N, sums * H) in panels, by a matrix with a row for each of gates * H
+def factors_of(panels, cell, H, rows):
+    # the product of rows of d_sums, sums * H items in panels that have room for so many, by a matrix with a row for each of gates * H
     gates, sums = shape_of(cell)
     lanes = VECTOR // item_bytes_of(panels)
-    return Factors(panels, gates * H, N * sums * lanes, H // lanes, gates * lanes, H % lanes)
+    return Factors(panels, gates * H, rows * sums * lanes, H // lanes, gates * lanes, H % lanes)
 
 
 @helper

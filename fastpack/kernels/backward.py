@@ -2,7 +2,7 @@
 
 A step takes the gradient of its h from its own output and, by the weights, from the sums of the step after it, applies the cell's
 gradient, and leaves the gradients of its own sums in panels. What these say of weights and inputs is summed up afterwards, over
-all rows at once: see weights.py and inputs.py.
+many rows at once: see weights.py and inputs.py. For that it stops after each piece of the steps, and is called for the next.
 
 Shares are those of the recurrence: see recurrence.py. "Later" and "before" are meant as the recurrence goes.
 """
@@ -22,6 +22,16 @@ from fastpack.kernels.simd import VECTOR
 from fastpack.kernels.team import do_phase, run_shares
 
 
+class Piece(NamedTuple):
+    """The steps of a call, and how their sums lie in memory."""
+
+    first: int
+    last: int
+    row: int  # the packed row with which the first step begins
+    panel_rows: int
+    later_row: int  # of the piece before this one, the row with which the step begins that comes after this piece's
+
+
 class Call(NamedTuple):
     """The sizes and addresses of a call, as the block has them."""
 
@@ -30,7 +40,7 @@ class Call(NamedTuple):
     P: int
     panels: Any
     projection: Any
-    N: int
+    piece: Piece
     out: Any
     out_row_bytes: int
     out_step_bytes: int
@@ -44,6 +54,7 @@ class Call(NamedTuple):
     d_h_n: Any
     d_c_n: Any
     d_sums: Any
+    later_sums: Any
     d_projected: Any
     unprojected: Any
     d_h_0: Any
@@ -65,6 +76,7 @@ class Wanted(NamedTuple):
     """What is to be found."""
 
     d_sums: Rows
+    later_sums: Any  # of the piece before
     d_projected: Rows
     unprojected: Rows
     d_h_0: Any
@@ -134,8 +146,8 @@ def run_cells(units, given):
 @helper
 def run_states(units, given):
     # gradients of the initial states h: of the sequences with steps, products; of the others the starts
-    begun, every, room, weights, target = given
-    product(units.first, units.stop, every, begun, room.later, weights.recurrent, target, nothing_soon(room), 0)
+    begun, every, later, room, weights, target = given
+    product(units.first, units.stop, every, begun, later, weights.recurrent, target, nothing_soon(room), 0)
 
 
 @helper
@@ -172,41 +184,66 @@ def locate_states(batch, n, t, step, given, room, H):
 
 
 @helper
-def end_states(batch, given, wanted, room, weights):
-    # where gradients of initial states go, and what products are added to; returns how many sequences have steps
-    begun = own_rows(batch, batch.batch_sizes[0]) if batch.T else 0
-    for i in range(own_rows(batch, batch.B)):
+def begin_steps(batch, team, piece, given, wanted, room, lanes, H, later_slot):
+    # What is carried over to the last of the piece's steps, as the recurrence goes: gradients of last states, or what the piece before
+    # left. Returns how many rows have a step after them, and the number of the next phase.
+    t = piece.first - 1 if batch.reverse else piece.last
+    if not 0 <= t < batch.T:
+        return 0, do_phase(team, 0, H, lanes, take_up, (batch, room.rows.carry, given.d_c_n))
+    later = own_rows(batch, batch.batch_sizes[t])
+    sums = wanted.d_sums
+    locate(room.later, later, batch, sums, advance(wanted.later_sums, piece.later_row * sums.row + later_slot))
+    return later, 0
+
+
+@helper
+def done_rows(batch, piece):
+    # Of which rows all steps are done after this piece, and were not before it: first, last of those with steps, and with the piece
+    # that has the first step, of those without any. Against its steps a recurrence that is reversed ends with each row's last one.
+    begun = own_rows(batch, batch.batch_sizes[piece.first]) if piece.first < batch.T else 0
+    still = 0
+    if batch.reverse:
+        still = own_rows(batch, batch.batch_sizes[piece.last]) if piece.last < batch.T else 0
+    elif piece.first > 0:
+        still = begun
+    return still, begun, begun if piece.first > 0 else own_rows(batch, batch.B)
+
+
+@helper
+def locate_ends(batch, first, begun, every, given, wanted, room, weights):
+    # where gradients of these rows' initial states go, and what products are added to
+    for i in range(first, every):
         index = batch.sorted_indices[own_row(batch, i)] * weights.P
         room.rows.dh[i] = advance(wanted.d_h_0, index)
         if i < begun:
             room.starts[i] = room.rows.carry[i] if weights.sizes.cell == blocks.GRU else room.zeros
         else:
             room.starts[i] = room.zeros if is_null(given.d_h_n) else advance(given.d_h_n, index)
-    return begun
 
 
 @helper
-def run_share(weights, batch, team, given, wanted, room):
+def run_share(weights, batch, team, piece, given, wanted, room):
     P, H, rows, lanes = weights.P, weights.sizes.H, room.rows, VECTOR // item_bytes_of(room.zeros)
     later_slot = lanes if weights.sizes.cell == blocks.GRU else 0  # past n over x
     is_projected = weights.sizes.is_projected
-    phase = do_phase(team, 0, H, lanes, take_up, (batch, rows.carry, given.d_c_n))
+    later, phase = begin_steps(batch, team, piece, given, wanted, room, lanes, H, later_slot)  # of the step's rows
     into_dh = Target(room.starts, lanes, rows.dh, lanes, H)
     into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
     against = Batch(batch.sorted_indices, batch.batch_sizes, batch.B, batch.T, 1 - batch.reverse, batch.share, batch.shares)
-    t, row = (0, 0) if batch.reverse else (batch.T - 1, first_row(batch, batch.T - 1))
-    d_out_step, state_step = step_of(given.d_out, batch, t, row), step_of(given.states, batch, t, row)
-    later = 0  # how many rows of the step have a step after them
-    while 0 <= t < batch.T:
+    t = piece.first if batch.reverse else piece.last - 1
+    r = rows_before(batch, piece.first, t)  # of the piece's rows
+    row = piece.row + r
+    d_out_step, state_step = step_of(given.d_out, t, row), step_of(given.states, t, row)
+    while piece.first <= t < piece.last:
         n = own_rows(batch, batch.batch_sizes[t])
         later = min(later, n)
         locate_starts(batch, n, later, given, d_out_step, room, P)
         locate_states(batch, n, t, state_step, given, room, H)
         locate(rows.gates, n, batch, given.gates, advance(given.gates.rows, row * given.gates.row))
-        locate(rows.d_sums, n, batch, wanted.d_sums, advance(wanted.d_sums.rows, row * wanted.d_sums.row))
+        locate(rows.d_sums, n, batch, wanted.d_sums, advance(wanted.d_sums.rows, r * wanted.d_sums.row))
         if is_projected:
-            locate(room.projected, n, batch, wanted.d_projected, advance(wanted.d_projected.rows, row * wanted.d_projected.row))
-            locate(rows.unprojected, n, batch, wanted.unprojected, advance(wanted.unprojected.rows, row * wanted.unprojected.row))
+            locate(room.projected, n, batch, wanted.d_projected, advance(wanted.d_projected.rows, r * wanted.d_projected.row))
+            locate(rows.unprojected, n, batch, wanted.unprojected, advance(wanted.unprojected.rows, r * wanted.unprojected.row))
             phase = do_phase(team, phase, P, lanes, run_projected, (n, later, room, weights, into_projection, t % 2))
             for i in range(n):
                 room.starts[i] = room.zeros
@@ -217,26 +254,30 @@ def run_share(weights, batch, team, given, wanted, room):
         if 0 <= following < batch.T:
             d_out_step = move_on(against, t, given.d_out, d_out_step)
             state_step = move_on(against, t, given.states, state_step)
-            row += batch.batch_sizes[t] if batch.reverse else -batch.batch_sizes[following]
+            size = batch.batch_sizes[t] if batch.reverse else -batch.batch_sizes[following]
+            r, row = r + size, row + size
         t = following
-    if not is_null(wanted.d_h_0):
-        begun = end_states(batch, given, wanted, room, weights)
-        target = Target(room.starts, lanes, rows.dh, lanes, P)
-        phase = do_phase(team, phase, P, lanes, run_states, (begun, own_rows(batch, batch.B), room, weights, target))
-    if not is_null(wanted.d_c_0):
+    first, begun, every = done_rows(batch, piece)
+    if first < every and not is_null(wanted.d_h_0):
+        locate_ends(batch, first, begun, every, given, wanted, room, weights)
+        target = Target(advance(room.starts, first), lanes, advance(rows.dh, first), lanes, P)
+        done = begun - first, every - first, advance(room.later, first), room, weights, target
+        phase = do_phase(team, phase, P, lanes, run_states, done)
+    if not (0 <= t < batch.T or is_null(wanted.d_c_0)):
         do_phase(team, phase, H, lanes, hand_back, (batch, rows.carry, wanted.d_c_0))
 
 
 @helper
-def first_row(batch, t):
-    row = 0
-    for before in range(t):
-        row += batch.batch_sizes[before]
-    return row
+def rows_before(batch, first, t):
+    # how many rows the steps first..t have
+    rows = 0
+    for before in range(first, t):
+        rows += batch.batch_sizes[before]
+    return rows
 
 
 @helper
-def step_of(rows, batch, t, row):
+def step_of(rows, t, row):
     # the address of step t, whose first row is number `row`
     return advance(rows.rows, rows.step * t if rows.step else rows.row * row)
 
@@ -260,10 +301,10 @@ def room_of(workspace, common, rows, H, P):
 @helper
 def run_call(call, batch, team, workspace, common):
     H, P, item = call.H, call.P, item_bytes_of(workspace)
-    (_, sums), lanes, rows = shape_of(call.cell), VECTOR // item, own_rows(batch, batch.B)
-    sizes = Sizes(call.cell, H, call.N * sums * lanes, 0 if is_null(call.projection) else 1)
-    recurrent = factors_of(as_items(call.panels, workspace), call.cell, H, call.N)
-    weights = Weights(recurrent, factors_of(as_items(call.projection, workspace), blocks.LINEAR, P, call.N), sizes, P)
+    (_, sums), lanes, rows, room = shape_of(call.cell), VECTOR // item, own_rows(batch, batch.B), call.piece.panel_rows
+    sizes = Sizes(call.cell, H, room * sums * lanes, 0 if is_null(call.projection) else 1)
+    recurrent = factors_of(as_items(call.panels, workspace), call.cell, H, room)
+    weights = Weights(recurrent, factors_of(as_items(call.projection, workspace), blocks.LINEAR, P, room), sizes, P)
     h = Rows(as_items(call.out, workspace), call.out_row_bytes // item, call.out_step_bytes // item)
     c = Rows(as_items(call.c, workspace), H, 0)
     gates = Rows(as_items(call.gates, workspace), saved_of(call.cell) * H, 0)
@@ -272,20 +313,22 @@ def run_call(call, batch, team, workspace, common):
     state_0 = as_items(call.c_0 if has_c else call.h_0, workspace)
     given = Given(c if has_c else h, state_0, gates, d_out, as_items(call.d_h_n, workspace), as_items(call.d_c_n, workspace))
     d_sums = Rows(as_items(call.d_sums, workspace), sums * lanes, sizes.panel)
-    d_projected = Rows(as_items(call.d_projected, workspace), lanes, call.N * lanes)
-    unprojected = Rows(as_items(call.unprojected, workspace), H, 0)
-    wanted = Wanted(d_sums, d_projected, unprojected, as_items(call.d_h_0, workspace), as_items(call.d_c_0, workspace))
-    run_share(weights, batch, team, given, wanted, room_of(workspace, common, rows, H, P))
+    d_projected = Rows(as_items(call.d_projected, workspace), lanes, room * lanes)
+    unprojected, later_sums = Rows(as_items(call.unprojected, workspace), H, 0), as_items(call.later_sums, workspace)
+    d_before = as_items(call.d_h_0, workspace), as_items(call.d_c_0, workspace)
+    wanted = Wanted(d_sums, later_sums, d_projected, unprojected, *d_before)
+    run_share(weights, batch, team, call.piece, given, wanted, room_of(workspace, common, rows, H, P))
 
 
 @kernel(blocks.RecurBackward)
 def recur_backward(
-    begin, end, cell, item_bytes, reverse, H, P, panels, projection, sorted_indices, batch_sizes, B, T, N, out, out_row_bytes,
-    out_step_bytes, h_0, c_0, c, gates, d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n, d_sums, d_projected, unprojected, d_h_0,
-    d_c_0, workspace, workspace_bytes, arrivals, shares
+    begin, end, cell, item_bytes, reverse, H, P, panels, projection, sorted_indices, batch_sizes, B, T, first, last, row, panel_rows,
+    out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates, d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n, d_sums, later_sums,
+    later_row, d_projected, unprojected, d_h_0, d_c_0, workspace, workspace_bytes, arrivals, shares
 ):  # fmt: skip
     states = out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates
     given = d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n
-    call = Call(cell, H, P, panels, projection, N, *states, *given, d_sums, d_projected, unprojected, d_h_0, d_c_0)
+    piece = Piece(first, last, row, panel_rows, later_row)
+    call = Call(cell, H, P, panels, projection, piece, *states, *given, d_sums, later_sums, d_projected, unprojected, d_h_0, d_c_0)
     layout = sorted_indices, batch_sizes, B, T, reverse
     run_shares(run_call, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)

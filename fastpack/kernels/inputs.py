@@ -23,7 +23,7 @@ class Call(NamedTuple):
     H: int
     panels: Any
     d_sums: Any
-    N: int
+    panel_rows: int
     B: int
     add: int
     d_x: Any
@@ -43,7 +43,7 @@ def place_of(rows, n, B):
 def run_call(begin, end, call, like):
     (_, sums), item = shape_of(call.cell), item_bytes_of(like)
     lanes = VECTOR // item
-    factors = factors_of(as_items(call.panels, like), call.cell, call.H, call.N)
+    factors = factors_of(as_items(call.panels, like), call.cell, call.H, call.panel_rows)
     d_x = Rows(as_items(call.d_x, like), call.d_x_row_bytes // item, call.d_x_step_bytes // item)
     table, outs = as_table(as_items(stack_pointers(MANY), like)), as_table(as_items(stack_pointers(MANY), like))
     nothing = as_table(as_items(stack_pointers(MANY), like))
@@ -62,8 +62,8 @@ def run_call(begin, end, call, like):
 
 
 @kernel(blocks.InputGradient)
-def input_gradient(begin, end, cell, item_bytes, F, H, panels, d_sums, N, B, add, d_x, d_x_row_bytes, d_x_step_bytes):
-    call = Call(cell, F, H, panels, d_sums, N, B, add, d_x, d_x_row_bytes, d_x_step_bytes)
+def input_gradient(begin, end, cell, item_bytes, F, H, panels, d_sums, panel_rows, B, add, d_x, d_x_row_bytes, d_x_step_bytes):
+    call = Call(cell, F, H, panels, d_sums, panel_rows, B, add, d_x, d_x_row_bytes, d_x_step_bytes)
     if item_bytes == 4:
         run_call(begin, end, call, as_float32(d_x))
     else:

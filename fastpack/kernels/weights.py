@@ -28,7 +28,9 @@ class Call(NamedTuple):
     sorted_indices: Any
     batch_sizes: Any
     T: int
+    first: int
     N: int
+    panel_rows: int
     x: Any
     x_row_bytes: int
     x_step_bytes: int
@@ -37,6 +39,7 @@ class Call(NamedTuple):
     out_step_bytes: int
     h_0: Any
     d_sums: Any
+    add: int
     d_weight_ih: Any
     d_weight_hh: Any
     d_bias_ih: Any
@@ -104,7 +107,7 @@ def gather(columns, table, n, first, width, lanes, all):
 
 
 @helper
-def add_panel(found, sums, j, row, n, first, width, lanes, room):
+def add_panel(found, sums, j, row, n, add, first, width, lanes, room):
     # the products of a panel's gradients by the gathered columns, to their place in the matrix
     gates, _ = shape_of(sums.cell)
     units = min(lanes, sums.H - j * lanes)
@@ -117,29 +120,31 @@ def add_panel(found, sums, j, row, n, first, width, lanes, room):
             items = advance(sums.items, j * sums.panel + row * sums.row + (found.slot + slot) * lanes + unit)
             place = advance(found.matrix, (gate * sums.H + j * lanes + unit) * found.columns + first)
             summed = Summed(items, sums.row, room.columns, SUMMED * lanes, n)
-            if row == 0:
-                matrix = Matrix(place, found.columns, room.zeros, 0, lanes, found.columns - first)
-            else:
+            if add:
                 matrix = Matrix(place, found.columns, place, found.columns, lanes, found.columns - first)
+            else:
+                matrix = Matrix(place, found.columns, room.zeros, 0, lanes, found.columns - first)
             sum_tile(count, width, summed, matrix)
             unit += count
 
 
 @helper
-def add_bias(found, sums, j, row, n, lanes, room):
+def add_bias(found, sums, j, row, n, add, lanes, room):
     gates, _ = shape_of(sums.cell)
     for slot in range(gates):
         items = advance(sums.items, j * sums.panel + row * sums.row + (found.slot + slot) * lanes)
         place = advance(found.matrix, gate_of(sums.cell, found.over_h, slot) * sums.H + j * lanes)
-        sum_rows(items, sums.row, n, place, room.zeros if row == 0 else place, sums.H - j * lanes)
+        sum_rows(items, sums.row, n, place, place if add else room.zeros, sums.H - j * lanes)
 
 
 @helper
 def begin_rows(call, x, out):
-    first = out.rows
-    if call.reverse and call.T:
-        return Cursor(0, 0, x.rows, first, advance(first, out.step if out.step else out.row * call.batch_sizes[0]))
-    return Cursor(0, 0, x.rows, first, first)
+    t, step = call.first, out.rows
+    if call.reverse and t < call.T:
+        return Cursor(t, 0, x.rows, step, advance(step, out.step if out.step else out.row * call.batch_sizes[t]))
+    if t > 0:
+        return Cursor(t, 0, x.rows, step, advance(step, -(out.step if out.step else out.row * call.batch_sizes[t - 1])))
+    return Cursor(t, 0, x.rows, step, step)
 
 
 @helper
@@ -169,9 +174,9 @@ def h_before(cursor, call, out, h_0):
 
 @helper
 def run_rows(call, first, last, x, h, biases, sums, row, n, room, lanes):
-    # Of n rows, the share's parts of the products: numbered by groups of columns, those of x before those of h, and in each by
-    # panels. The biases go with the first group.
-    panels = -(-sums.H // lanes)
+    # Of n rows from `row` on, the share's parts of the products: numbered by groups of columns, those of x before those of h, and in
+    # each by panels. The biases go with the first group.
+    panels, add = -(-sums.H // lanes), 1 if call.add or row > 0 else 0
     over_x, over_h = vectors_of(x, lanes), vectors_of(h, lanes)
     groups_x, groups_h = -(-over_x // BROAD), -(-over_h // BROAD)
     for group in range(first // panels, -(-last // panels)):
@@ -180,7 +185,7 @@ def run_rows(call, first, last, x, h, biases, sums, row, n, room, lanes):
             for j in range(begin, end):
                 for bias in biases:
                     if not is_null(bias.matrix):
-                        add_bias(bias, sums, j, row, n, lanes, room)
+                        add_bias(bias, sums, j, row, n, add, lanes, room)
         if group < groups_x:
             found, k, groups, vectors, table = x, group, groups_x, over_x, room.x
         else:
@@ -189,7 +194,7 @@ def run_rows(call, first, last, x, h, biases, sums, row, n, room, lanes):
             column, width = vectors * k // groups * lanes, vectors * (k + 1) // groups - vectors * k // groups
             gather(room.columns, table, n, column, width, lanes, found.columns)
             for j in range(begin, end):
-                add_panel(found, sums, j, row, n, column, width, lanes, room)
+                add_panel(found, sums, j, row, n, add, column, width, lanes, room)
 
 
 @helper
@@ -199,7 +204,7 @@ def run_share(call, share, shares, workspace):
     x = Rows(as_items(call.x, workspace), call.x_row_bytes // item, call.x_step_bytes // item)
     out = Rows(as_items(call.out, workspace), call.out_row_bytes // item, call.out_step_bytes // item)
     h_0 = as_items(call.h_0, workspace)
-    sums = Sums(as_items(call.d_sums, workspace), call.cell, call.H, all_sums * lanes, call.N * all_sums * lanes)
+    sums = Sums(as_items(call.d_sums, workspace), call.cell, call.H, all_sums * lanes, call.panel_rows * all_sums * lanes)
     over_x = Found(as_items(call.d_weight_ih, workspace), call.F, 0, 0)
     over_h = Found(as_items(call.d_weight_hh, workspace), call.P, 1, all_sums - gates)
     biases = (Found(as_items(call.d_bias_ih, workspace), 1, 0, 0), Found(as_items(call.d_bias_hh, workspace), 1, 1, all_sums - gates))
@@ -222,11 +227,12 @@ def run_share(call, share, shares, workspace):
 
 @kernel(blocks.WeightGradient)
 def weight_gradient(
-    begin, end, cell, item_bytes, reverse, F, H, P, sorted_indices, batch_sizes, B, T, N, x, x_row_bytes, x_step_bytes, out, out_row_bytes,
-    out_step_bytes, h_0, d_sums, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, workspace, workspace_bytes, shares
+    begin, end, cell, item_bytes, reverse, F, H, P, sorted_indices, batch_sizes, B, T, first, N, panel_rows, x, x_row_bytes, x_step_bytes,
+    out, out_row_bytes, out_step_bytes, h_0, d_sums, add, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, workspace, workspace_bytes, shares
 ):  # fmt: skip
-    rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, d_sums
-    call = Call(cell, reverse, F, H, P, sorted_indices, batch_sizes, T, N, *rows, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
+    layout = sorted_indices, batch_sizes, T, first, N, panel_rows
+    rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, d_sums, add
+    call = Call(cell, reverse, F, H, P, *layout, *rows, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
     for share in range(begin, end):
         own = advance(workspace, share * workspace_bytes)
         if item_bytes == 4:

@@ -1,10 +1,11 @@
 """The gradients of one layer, by the kernels, from what its forward pass left.
 
 Against the order of steps go the gradients of the sums of each gate (`RecurBackward`); those of inputs and weights are products
-with these over all rows at once (`InputGradient`, `WeightGradient`). Gradients that did not arrive are zeros that nobody writes
-down, and what is not wanted is not computed.
+with these over many rows at once (`InputGradient`, `WeightGradient`): over those of a piece of the steps, after which the next piece
+uses the same memory. Gradients that did not arrive are zeros that nobody writes down, and what is not wanted is not computed.
 """
 
+import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastpack import blocks
+from fastpack.blocks import SUMMED
 from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
@@ -26,6 +28,7 @@ from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of,
 _dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
 Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
 NOWHERE = 0, 0, 0
+PIECE = 1 << 20  # bytes of gradients of sums in a piece, at least those of SUMMED rows
 
 
 class Record(NamedTuple):
@@ -72,11 +75,13 @@ class Wanted(NamedTuple):
 class Room(NamedTuple):
     """Memory that the directions use one after the other, and how it is shared."""
 
-    d_sums: int
+    panel_rows: int  # of the largest piece
+    d_sums: tuple[int, int]  # of a piece, and of the one before it
     d_projected: int  # 0 where there is no projection
     unprojected: int
     work: Work  # of RecurBackward
-    many: int  # how many threads sum up WeightGradient, and what each has of the same workspace
+    sums_up: int  # the workspace of WeightGradient, how many threads share it, and what each has of it
+    many: int
     many_bytes: int
 
 
@@ -125,14 +130,49 @@ def differentiate(
     found = [new(*source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
     if found[0] is not None:
         in_huge_pages(found[0])
-    room, split = _room(plan, rows), Wanted(found[0], found[1 : 1 + count], found[1 + count :])
+    split = Wanted(found[0], found[1 : 1 + count], found[1 + count :])
+    pieces = pieces_of(rows, CELLS[plan.cell].sums * plan.H * plan.item_bytes)
+    room = _room(plan, rows, pieces)
     for reverse in range(plan.D):
-        _recur_backward(record, reverse, given, split, room)
-        if split.d_x is not None and rows.N:
-            _input_gradient(record, reverse, split.d_x, room)
-        _weight_gradients(record, reverse, given, split, room)
+        later = None
+        for piece in pieces if reverse else reversed(pieces):
+            _recur_backward(record, reverse, piece, later, given, split, room)
+            if split.d_x is not None and piece.N:
+                _input_gradient(record, reverse, piece, split.d_x, room)
+            _weight_gradients(record, reverse, piece, later, given, split, room)
+            if len(pieces) > 1:
+                room, later = room._replace(d_sums=room.d_sums[::-1]), piece
     give_back(room.work.memory)
     return found
+
+
+class Piece(NamedTuple):
+    """Steps that follow each other, of which all gradients are found before those of others."""
+
+    first: int  # step
+    last: int
+    row: int  # the packed row with which the first one begins
+    N: int
+
+    def place(self, rows: Place) -> Place:
+        """Return where the piece's rows are."""
+        start, row, step = rows
+        return start + (self.first * step if step else self.row * row), row, step
+
+
+def pieces_of(rows: Rows, row_bytes: int) -> list[Piece]:
+    """Return pieces about as large as each other, of whole steps, where a row's gradients of sums take so many bytes."""
+    most = max(SUMMED, PIECE // row_bytes)
+    if most >= rows.N:
+        return [Piece(0, rows.T, 0, rows.N)]
+    target = -(-rows.N // -(-rows.N // most))
+    pieces, first, row, end = [], 0, 0, 0
+    for t, size in enumerate((ctypes.c_int64 * rows.T).from_address(rows.layout[1])):
+        if end > row and end + size - row > target:
+            pieces.append(Piece(first, t, row, end - row))
+            first, row = t, end
+        end += size
+    return [*pieces, Piece(first, rows.T, row, end - row)]
 
 
 def _are_taken(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
@@ -183,15 +223,20 @@ def _given(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor |
     return Given(x_place, (places[count], row_bytes, 0), places[:count], computed, d_out_place, ends, holders)
 
 
-def _room(plan: Plan, rows: Rows) -> Room:
+def _room(plan: Plan, rows: Rows, pieces: Sequence[Piece]) -> Room:
+    most = max([piece.N for piece in pieces])
     shares, arrivals = division(plan, rows)
     many = parallel.threads_to_compute(plan.operations * rows.N)
-    sizes = _sizes(plan.cell, rows.N, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
+    sizes = _sizes(plan.cell, most, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
     d_sums, d_projected, unprojected, share, many_share = sizes
-    start, _, memory = room_for(1, d_sums + d_projected + unprojected + max(shares * share, many * many_share))
-    has_projection, behind = bool(plan.settings.proj_size), start + d_sums + d_projected
-    work = Work(shares, arrivals, behind + unprojected, share, memory)
-    return Room(start, start + d_sums if has_projection else 0, behind if has_projection else 0, work, many, many_share)
+    both = d_sums * min(len(pieces), 2)
+    # what RecurBackward hands on from piece to piece is not for WeightGradient to write over
+    start, _, memory = room_for(1, both + d_projected + unprojected + shares * share + many * many_share)
+    projected = start + both
+    behind = projected + d_projected + unprojected
+    work = Work(shares, arrivals, behind, share, memory)
+    ends = (projected, projected + d_projected) if plan.settings.proj_size else (0, 0)
+    return Room(most, (start, start + both - d_sums), *ends, work, behind + shares * share, many, many_share)
 
 
 @lru_cache(maxsize=256)
@@ -202,7 +247,7 @@ def _sizes(cell: int, N: int, H: int, P: int, item_bytes: int, rows: int) -> tup
     return tuple([-(-count * item_bytes // ALIGNED) * ALIGNED for count in items])
 
 
-def _recur_backward(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
+def _recur_backward(record: Record, reverse: int, piece: Piece, later: Piece | None, given: Given, wanted: Wanted, room: Room) -> None:
     plan, rows = record.panels.plan, record.rows
     P, item = plan.P, plan.item_bytes
     k = record.layer * plan.D + reverse
@@ -214,38 +259,47 @@ def _recur_backward(record: Record, reverse: int, given: Given, wanted: Wanted, 
     before, d_ends = along(given.before, reverse, plan, rows.B), along(given.d_ends, reverse, plan, rows.B)
     d_before = along([0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_before], reverse, plan, rows.B)
     computed = saved_addresses(plan, rows.N, given.computed, reverse) if given.computed else (0, 0)
-    sizes = plan.cell, item, reverse, plan.H, P, hh, hr, *rows.layout, rows.B, rows.T, rows.N
-    places = *out, *before, *computed, *d_out, *d_ends, room.d_sums, room.d_projected, room.unprojected, *d_before
+    if later and room.work.arrivals:
+        ctypes.memset(room.work.arrivals, 0, ctypes.sizeof(room.work.arrivals))
+    later_row = later.N - _size_of(rows, later.last - 1) if later and reverse else 0
+    sizes = plan.cell, item, reverse, plan.H, P, hh, hr, *rows.layout, rows.B, rows.T, *piece[:3], room.panel_rows
+    places = *out, *before, *computed, *d_out, *d_ends, *room.d_sums, later_row, room.d_projected, room.unprojected, *d_before
     workspace = room.work.workspace, room.work.workspace_bytes, counters_of(room.work, k), room.work.shares
     parallel.run_on(blocks.RecurBackward._make((*sizes, *places, *workspace)), room.work.shares, room.work.shares)
 
 
-def _input_gradient(record: Record, reverse: int, d_x: Tensor, room: Room) -> None:
+def _size_of(rows: Rows, t: int) -> int:
+    return ctypes.c_int64.from_address(rows.layout[1] + 8 * t).value
+
+
+def _input_gradient(record: Record, reverse: int, piece: Piece, d_x: Tensor, room: Room) -> None:
     plan, rows = record.panels.plan, record.rows
     k = record.layer * plan.D + reverse
     direction, panels = plan.directions[k], record.panels.addresses[k][0]
     _, place = place_of(d_x, record.axes, plan.item_bytes)
-    sizes = plan.cell, plan.item_bytes, direction.F, plan.H, panels, room.d_sums, rows.N, rows.B, 1 if reverse else 0
-    block = blocks.InputGradient._make((*sizes, *place))
-    many = parallel.threads_to_compute(2 * CELLS[plan.cell].gates * plan.H * direction.F * rows.N)
-    parallel.run_on(block, rows.N, min(many, rows.N))
+    sizes = plan.cell, plan.item_bytes, direction.F, plan.H, panels, room.d_sums[0], room.panel_rows, rows.B, 1 if reverse else 0
+    block = blocks.InputGradient._make((*sizes, *piece.place(place)))
+    many = parallel.threads_to_compute(2 * CELLS[plan.cell].gates * plan.H * direction.F * piece.N)
+    parallel.run_on(block, piece.N, min(many, piece.N))
 
 
-def _weight_gradients(record: Record, reverse: int, given: Given, wanted: Wanted, room: Room) -> None:
+def _weight_gradients(record: Record, reverse: int, piece: Piece, later: Piece | None, given: Given, wanted: Wanted, room: Room) -> None:
     plan, rows, D = record.panels.plan, record.rows, record.panels.plan.D
     each = len(wanted.d_weights) // D
     found = [0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_weights[reverse * each : (reverse + 1) * each]]
     ih, hh, *rest = found
     biases = (rest[0], rest[1]) if plan.settings.bias else (0, 0)
-    layout = *rows.layout, rows.B, rows.T, rows.N
-    H, P, item, workspace = plan.H, plan.P, plan.item_bytes, (room.work.workspace, room.many_bytes, room.many)
+    layout = *rows.layout, rows.B, rows.T, piece.first, piece.N, room.panel_rows
+    H, P, item, workspace = plan.H, plan.P, plan.item_bytes, (room.sums_up, room.many_bytes, room.many)
+    add = 1 if later else 0
     if ih or hh or any(biases):
         F = plan.directions[record.layer * D + reverse].F
         out = given.out[0] + reverse * P * item, *given.out[1:]
         sizes, h_0 = (plan.cell, item, reverse, F, H, P), along(given.before, reverse, plan, rows.B)[0]
-        block = blocks.WeightGradient._make((*sizes, *layout, *given.x, *out, h_0, room.d_sums, ih, hh, *biases, *workspace))
+        places = *piece.place(given.x), *piece.place(out), h_0, room.d_sums[0], add
+        block = blocks.WeightGradient._make((*sizes, *layout, *places, ih, hh, *biases, *workspace))
         parallel.run_on(block, room.many, room.many)
     if room.d_projected and found[-1]:
         sizes, x = (blocks.LINEAR, item, reverse, H, P, 0), (room.unprojected, H * item, 0)
-        block = blocks.WeightGradient._make((*sizes, *layout, *x, *NOWHERE, 0, room.d_projected, found[-1], 0, 0, 0, *workspace))
+        block = blocks.WeightGradient._make((*sizes, *layout, *x, *NOWHERE, 0, room.d_projected, add, found[-1], 0, 0, 0, *workspace))
         parallel.run_on(block, room.many, room.many)
