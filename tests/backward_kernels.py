@@ -122,7 +122,7 @@ def run_backward(
     workspace = place(np.full((shares, backward_items(rows, H, P)), np.nan, dtype), 64)
     c, gates = (placed(array, place) for array in saved[1:])
     found: list[Sums] = []
-    later = None
+    later = later_sums = None
     for piece in pieces if case.reverse else reversed(pieces):
         d_sums = place(sums_room(cell, N, H, dtype), 64)
         d_projected = place(sums_room(blocks.LINEAR, N, P, dtype), 64) if projected else None
@@ -133,7 +133,7 @@ def run_backward(
             *(cell, item, case.reverse, H, P, address(panels), where(projection), address(order), address(sizes), B, len(sizes)),
             *(*piece[:3], N, address(out), *strides(out), *map(where, states), where(c), where(gates)),
             *(where(d_out), *strides(d_out), *map(where, d_after)),
-            *(address(d_sums), where(later_sums) if later else 0, later_row, where(d_projected), where(unprojected), *map(where, d_states)),
+            *(address(d_sums), where(later_sums), later_row, where(d_projected), where(unprojected), *map(where, d_states)),
             *(address(workspace), workspace.strides[0], where(arrivals), shares),
         )
         if together:

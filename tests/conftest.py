@@ -52,6 +52,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have torch use two threads, and calls of any size too."""
+    import torch
+
+    from fastpack.torch import parallel
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(parallel, "OPERATIONS_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def good_code(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> bytes:
     """Return object code for the highest level of this CPU, compiled where everything tries to change or break it.

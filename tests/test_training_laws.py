@@ -1,7 +1,5 @@
 """Laws of training: the same bits from run to run, on any number of threads, alone and in any batch; and what one sequence has it keeps."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,17 +13,6 @@ from tests.guarded import CANARY
 from tests.layers import CELLS, F, assert_same_bits, flat, inputs, packed, pair, states
 
 LENGTHS = [5, 40, 1, 17, 40, 9, 33]
-
-
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have torch use two threads, and calls of any size too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    monkeypatch.setattr(parallel, "OPERATIONS_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,106 @@
+"""The backward pass in pieces of the steps: torch's gradients whatever the pieces, and memory for one piece, not for all rows."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import fastpack.torch as fp
+from fastpack.blocks import SUMMED
+from fastpack.torch import gradients as by_kernels
+from fastpack.torch import recurrence
+from fastpack.torch.gradients import Piece, pieces_of
+from fastpack.torch.rows import PACKED, Rows
+from tests.gradients import assert_alike, by_torch_alone, gradients, kernels_differentiate, some_states
+from tests.layers import CELLS, assert_same_bits, packed, pair, states
+
+LENGTHS = [40, 3, 0, 40, 17, 1, 29, 40]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pieces of some 20 rows, or of a step."""
+    monkeypatch.setattr(by_kernels, "PIECE", 1)
+    monkeypatch.setattr(by_kernels, "SUMMED", 20)
+
+
+def rows_of_sizes(batch_sizes: list[int]) -> Rows:
+    """Return the rows of a packed batch, as far as pieces need to know."""
+    sizes = torch.tensor(batch_sizes)
+    return Rows((0, sizes.data_ptr()), batch_sizes[0], len(sizes), sum(batch_sizes), 0, 4, 0, (), sizes, PACKED)
+
+
+@pytest.mark.usefixtures("one_thread", "small_pieces")
+@pytest.mark.parametrize(("cell", "own"), CELLS, ids=str)
+def test_gradients_are_torchs_in_pieces(cell: str, own: dict) -> None:
+    for options in ({}, {"num_layers": 2, "bidirectional": True}):
+        _, ours = pair(cell, torch.float64, (5, 9), **own, **options)
+        for batch in (packed(torch.float64, LENGTHS, features=5), torch.randn(31, 4, 5, dtype=torch.float64)):
+            for hx in some_states(ours, batch):
+                expected = gradients(by_torch_alone(ours), [*ours.parameters()], batch, hx)
+                with kernels_differentiate():
+                    assert_alike(gradients(ours, [*ours.parameters()], batch, hx), expected, 1e-11)
+
+
+@pytest.mark.usefixtures("one_thread", "small_pieces")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_gradients_of_batches_with_sequences_first_and_of_single_ones_in_pieces(cell: str) -> None:
+    _, ours = pair(cell, torch.float64, (5, 9), bidirectional=True, batch_first=True)
+    for batch in (torch.randn(4, 31, 5, dtype=torch.float64), torch.randn(31, 5, dtype=torch.float64)):
+        expected = gradients(by_torch_alone(ours), [*ours.parameters()], batch, states(ours, batch))
+        with kernels_differentiate():
+            assert_alike(gradients(ours, [*ours.parameters()], batch, states(ours, batch)), expected, 1e-11)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("cell", "own"), CELLS, ids=str)
+@pytest.mark.parametrize("lengths", [[60], LENGTHS])
+def test_pieces_have_the_same_bits_on_two_threads(cell: str, own: dict, lengths: list[int], two_threads: None, monkeypatch) -> None:
+    monkeypatch.setattr(recurrence, "WORTH_WAITING", 1)  # so that shares are of hidden units for a single sequence
+    _, ours = pair(cell, torch.float32, (30, 70), bidirectional=True, **own)
+    batch, weights = packed(torch.float32, lengths, features=30), [*ours.parameters()]
+    hx = states(ours, batch)
+    on_two = gradients(ours, weights, batch, hx)
+    torch.set_num_threads(1)
+    assert_same_bits(gradients(ours, weights, batch, hx), on_two)
+
+
+@pytest.mark.parametrize(
+    "batch_sizes", [[1] * 3000, [700] * 3, [600, 400, 200, 100, 100, 100, 1], [SUMMED], [SUMMED + 1, 1], [300, 300, 300, 300, 1, 1]]
+)
+def test_pieces_are_whole_steps_and_about_as_large_as_each_other(batch_sizes: list[int]) -> None:
+    rows = rows_of_sizes(batch_sizes)
+    pieces = pieces_of(rows, 1 << 20)
+    assert (pieces[0].first, pieces[0].row) == (0, 0)
+    assert (pieces[-1].last, pieces[-1].row + pieces[-1].N) == (rows.T, rows.N)
+    assert all((one.last, one.row + one.N) == (other.first, other.row) for one, other in pairwise(pieces))
+    assert all(sum(batch_sizes[piece.first : piece.last]) == piece.N for piece in pieces)
+    assert all(piece.N <= SUMMED or piece.last == piece.first + 1 for piece in pieces)
+    assert len(pieces) <= 2 * -(-rows.N // SUMMED) + 1
+
+
+def test_rows_with_few_sums_make_large_pieces() -> None:
+    assert pieces_of(rows_of_sizes([10] * 1000), 4) == [Piece(0, 1000, 0, 10_000)]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_workspace_holds_pieces_and_not_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    original = by_kernels.room_for
+    monkeypatch.setattr(by_kernels, "room_for", lambda shares, size: taken.append(shares * size) or original(shares, size))
+    ours = fp.LSTM(4, 64)
+    for steps in (1000, 4000):
+        ours(torch.randn(steps, 4, 4, requires_grad=True))[0].sum().backward()
+    assert len(taken) == 2
+    assert max(taken) < 4000 * 4 * 4 * 64 * 4
+    assert taken[1] < 1.1 * taken[0]
+
+
+def test_a_gradient_without_a_piece_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = pair("LSTM", torch.float64, (5, 9))
+    batch = packed(torch.float64, LENGTHS, features=5)
+    expected = gradients(by_torch_alone(ours), [*ours.parameters()], batch)
+    whole = Piece(0, max(LENGTHS), 0, sum(LENGTHS))
+    monkeypatch.setattr(by_kernels, "pieces_of", lambda *_: [whole._replace(last=39, N=whole.N - 3)])
+    with pytest.raises(AssertionError):
+        assert_alike(gradients(ours, [*ours.parameters()], batch), expected, 1e-11)
