@@ -236,7 +236,9 @@ def score(
     ],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Parquet files, or folders of them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the Parquet files.", show_default=False)],
-    column: Annotated[str, typer.Option(help="The column of sequences.", show_default=False)],
+    column: Annotated[
+        str, typer.Option(help="The column of sequences; the only one of lists, where there is one.", show_default=False)
+    ] = "",
     result: Annotated[list[str] | None, typer.Option(help="last (states; the default), rows (of each step); repeatable.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to keep; repeatable.", show_default=False)] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep all columns.")] = False,
@@ -266,6 +268,7 @@ def score(
     try:
         files = parts.inputs(inputs)
         names = parts.columns(files[0]) if keep_all else keep or []
+        column = column or parts.only_lists(files[0])
     except (ValueError, OSError) as error:
         fail("score", parts.said(error))
     try:

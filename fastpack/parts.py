@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
+from fastpack.arrow import is_list
 from fastpack.scoring import Scorer, lengths_of
 from fastpack.storage import Stamp
 
@@ -123,6 +124,21 @@ def columns(file: Any) -> list[str]:
     """Return the names of a file's columns; errors are those of :func:`footer_of`."""
     names: list[str] = footer_of(file).schema.to_arrow_schema().names
     return names
+
+
+def only_lists(file: Any) -> str:
+    """Return the name of a file's only column of lists; errors are those of :func:`footer_of`, too.
+
+    Raises
+    ------
+    ValueError
+        It has none, or several.
+    """
+    lists: list[str] = [field.name for field in footer_of(file).schema.to_arrow_schema() if is_list(field.type)]
+    if len(lists) != 1:
+        several = f"the columns of lists {', '.join(map(repr, lists))}: choose one of them, by --column" if lists else "no column of lists"
+        raise ValueError(f"{file} has {several}")
+    return lists[0]
 
 
 def plan(files: Iterable[Any], scorer: Scorer, model: str, folder: Any, *, part_rows: int = PART_ROWS) -> Job:

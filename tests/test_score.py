@@ -442,6 +442,19 @@ def test_sequences_that_do_not_fit_further_on(job):
     check(parquet.read_table("out"), module(), source())
 
 
+def test_the_column_may_be_the_only_one_of_lists(job):
+    short = job[: job.index("--column")] + job[job.index("--column") + 2 :]
+    assert run(*short).exit_code == 0
+    check(parquet.read_table("out"), module(), source())
+    several = pa.table({"x": [[[1.0, 2.0, 3.0]]], "y": [[1.0]], "id": [0]})
+    for without, message in (
+        (several, "a.parquet has the columns of lists 'x', 'y': choose one of them, by --column"),
+        (several.select(["id"]), "a.parquet has no column of lists"),
+    ):
+        parquet.write_table(without, "a.parquet")
+        assert one_line(run(*short), 2) == f"fastpack score: {message}"
+
+
 def test_one_part_is_not_several(job):
     one = ["score", "m.npz", "b.parquet", "--output", "out", "--column", "x"]
     parquet.write_table(pa.table({"x": [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]]}), "b.parquet")

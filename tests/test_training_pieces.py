@@ -8,8 +8,8 @@ import torch
 import fastpack.torch as fp
 from fastpack.blocks import SUMMED
 from fastpack.torch import gradients as by_kernels
-from fastpack.torch import recurrence
-from fastpack.torch.gradients import Piece, pieces_of
+from fastpack.torch import pieces, recurrence
+from fastpack.torch.pieces import Piece, pieces_of
 from fastpack.torch.rows import PACKED, Rows
 from tests.gradients import assert_alike, by_torch_alone, gradients, kernels_differentiate, some_states
 from tests.layers import CELLS, assert_same_bits, packed, pair, states
@@ -20,8 +20,8 @@ LENGTHS = [40, 3, 0, 40, 17, 1, 29, 40]
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pieces of some 20 rows, or of a step."""
-    monkeypatch.setattr(by_kernels, "PIECE", 1)
-    monkeypatch.setattr(by_kernels, "SUMMED", 20)
+    monkeypatch.setattr(pieces, "PIECE", 1)
+    monkeypatch.setattr(pieces, "SUMMED", 20)
 
 
 def rows_of_sizes(batch_sizes: list[int]) -> Rows:
@@ -70,13 +70,13 @@ def test_pieces_have_the_same_bits_on_two_threads(cell: str, own: dict, lengths:
 )
 def test_pieces_are_whole_steps_and_about_as_large_as_each_other(batch_sizes: list[int]) -> None:
     rows = rows_of_sizes(batch_sizes)
-    pieces = pieces_of(rows, 1 << 20)
-    assert (pieces[0].first, pieces[0].row) == (0, 0)
-    assert (pieces[-1].last, pieces[-1].row + pieces[-1].N) == (rows.T, rows.N)
-    assert all((one.last, one.row + one.N) == (other.first, other.row) for one, other in pairwise(pieces))
-    assert all(sum(batch_sizes[piece.first : piece.last]) == piece.N for piece in pieces)
-    assert all(piece.N <= SUMMED or piece.last == piece.first + 1 for piece in pieces)
-    assert len(pieces) <= 2 * -(-rows.N // SUMMED) + 1
+    found = pieces_of(rows, 1 << 20)
+    assert (found[0].first, found[0].row) == (0, 0)
+    assert (found[-1].last, found[-1].row + found[-1].N) == (rows.T, rows.N)
+    assert all((one.last, one.row + one.N) == (other.first, other.row) for one, other in pairwise(found))
+    assert all(sum(batch_sizes[piece.first : piece.last]) == piece.N for piece in found)
+    assert all(piece.N <= SUMMED or piece.last == piece.first + 1 for piece in found)
+    assert len(found) <= 2 * -(-rows.N // SUMMED) + 1
 
 
 def test_rows_with_few_sums_make_large_pieces() -> None:

@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 
 from fastpack import blocks
-from fastpack.blocks import SUMMED
 from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.familiar import remember
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, Panels, Plan
+from fastpack.torch.pieces import Piece, Place, pieces_of
 from fastpack.torch.recurrence import FAMILIAR, Work, along, counters_of, division, give_back, room_for, saved_addresses
 from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, place_of
 
 _dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
-Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
 NOWHERE = 0, 0, 0
-PIECE = 1 << 20  # bytes of gradients of sums in a piece, at least those of SUMMED rows
 
 
 class Record(NamedTuple):
@@ -144,35 +142,6 @@ def differentiate(
                 room, later = room._replace(d_sums=room.d_sums[::-1]), piece
     give_back(room.work.memory)
     return found
-
-
-class Piece(NamedTuple):
-    """Steps that follow each other, of which all gradients are found before those of others."""
-
-    first: int  # step
-    last: int
-    row: int  # the packed row with which the first one begins
-    N: int
-
-    def place(self, rows: Place) -> Place:
-        """Return where the piece's rows are."""
-        start, row, step = rows
-        return start + (self.first * step if step else self.row * row), row, step
-
-
-def pieces_of(rows: Rows, row_bytes: int) -> list[Piece]:
-    """Return pieces about as large as each other, of whole steps, where a row's gradients of sums take so many bytes."""
-    most = max(SUMMED, PIECE // row_bytes)
-    if most >= rows.N:
-        return [Piece(0, rows.T, 0, rows.N)]
-    target = -(-rows.N // -(-rows.N // most))
-    pieces, first, row, end = [], 0, 0, 0
-    for t, size in enumerate((ctypes.c_int64 * rows.T).from_address(rows.layout[1])):
-        if end > row and end + size - row > target:
-            pieces.append(Piece(first, t, row, end - row))
-            first, row = t, end
-        end += size
-    return [*pieces, Piece(first, rows.T, row, end - row)]
 
 
 def _are_taken(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
