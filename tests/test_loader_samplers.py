@@ -69,7 +69,7 @@ def test_a_loader_takes_batches_of_samplers(sampler: Any, options: dict[str, int
 MAKES = [*((loader, options) for options in WAYS), (DataLoader, {"num_workers": 2, "persistent_workers": True})]
 
 
-@pytest.mark.parametrize(("make", "options"), MAKES, ids=str)
+@pytest.mark.parametrize(("make", "options"), MAKES, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_a_loader_goes_on_in_mid_epoch(make: Any, options: dict[str, Any]) -> None:
     """With worker processes torch's loader asks a sampler for two iterators, and draws from the second."""
     dataset, whole = RaggedDataset(FRAMES, OFFSETS, label=np.arange(60)), list(TokenBudgetBatchSampler(LENGTHS, BUDGET))
