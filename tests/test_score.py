@@ -186,7 +186,7 @@ def test_parts_of_something_else_are_not_taken_for_done(job, change):
     do()
     before = files()
     line = one_line(run(*job), 2)
-    assert re.search(rf"out has \d parts of something else, such as part-0000000\d.parquet, {re.escape(problem)}", line)
+    assert re.search(rf"out has \d parts? of something else, such as part-0000000\d.parquet, {re.escape(problem)}", line)
     assert line.endswith("choose another folder, or pass --overwrite to remove them")
     assert files() == before
     assert run(*job, "--overwrite").exit_code == 0

@@ -99,8 +99,8 @@ def pack_ragged(values: Tensor, layout: TensorLayout) -> Tensor:
         values = values.contiguous()
     data, moved = transit.empty(tuple(values.shape), values.dtype), values.nbytes
     if moved:
-        step_bytes, row_bytes = values.stride(0) * values.itemsize, moved // layout.num_rows
-        home = values.data_ptr(), offsets_of(layout).data_ptr(), step_bytes, row_bytes
+        offsets = offsets_of(layout)  # held until the kernel has read them
+        home = values.data_ptr(), offsets.data_ptr(), values.stride(0) * values.itemsize, moved // layout.num_rows
         parallel.run(blocks.PackRagged(*home, *layout.addresses(), data.data_ptr()), layout.num_rows, moved)
     return data
 
