@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fastpack.blocks import SUMMED
 from fastpack.torch.rows import Rows
 
-PIECE = 1 << 20  # bytes of gradients of sums in a piece, at least those of SUMMED rows
+PIECE = 1 << 21  # bytes of gradients of sums in a piece, at least those of SUMMED rows; whole, or 8 MB, took 6 % longer on 8 MB
 Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
 
 
