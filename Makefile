@@ -1,7 +1,7 @@
 # Each target makes .venv and installs the pinned set first; nothing needs to be installed by hand but Python 3.11 to 3.13 and cc.
 PYTHON ?= python3
 BIN := .venv/bin
-KERNELS := $(wildcard fastpack/kernels/*.py) fastpack/blocks.py fastpack/compiler.py fastpack/machine.py hatch_build.py
+KERNELS := $(wildcard fastpack/kernels/*.py) $(wildcard fastpack/blocks/*.py) fastpack/compiler.py fastpack/machine.py hatch_build.py
 
 .PHONY: demo test lint bench clean
 

@@ -97,10 +97,12 @@ def sources_digest() -> str:
     """Return a hash of all that decides what the kernels' machine code is: a library built from other sources does not fit."""
     import hashlib
 
-    folder = os.path.join(PACKAGE, "kernels")
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".py") and not name.startswith("."))
+    paths = ["compiler.py"]
+    for folder in ("blocks", "kernels"):
+        names = sorted(name for name in os.listdir(os.path.join(PACKAGE, folder)) if name.endswith(".py") and not name.startswith("."))
+        paths += [os.path.join(folder, name) for name in names]
     digest = hashlib.sha256()
-    for path in [*(os.path.join("kernels", name) for name in names), "blocks.py", "compiler.py"]:
+    for path in paths:
         with open(os.path.join(PACKAGE, path), "rb") as file:
             digest.update(path.encode() + file.read().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]

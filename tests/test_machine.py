@@ -152,17 +152,18 @@ def test_a_frozen_program_without_sources_uses_its_library(tmp_path: Path, monke
 
 
 def test_the_digest_covers_all_sources_and_nothing_else(tmp_path: Path, monkeypatch: Patch) -> None:
-    (tmp_path / "kernels").mkdir()
-    for path in ("kernels/rows.py", "kernels/layout.py", "blocks.py", "compiler.py"):
+    for folder in ("blocks", "kernels"):
+        (tmp_path / folder).mkdir()
+    for path in ("kernels/rows.py", "kernels/layout.py", "blocks/rows.py", "compiler.py"):
         (tmp_path / path).write_bytes(b"one\ntwo\n")
     monkeypatch.setattr(machine, "PACKAGE", str(tmp_path))
     before = machine.sources_digest()
-    (tmp_path / "blocks.py").write_bytes(b"one\r\ntwo\r\n")  # as git may check it out
+    (tmp_path / "blocks" / "rows.py").write_bytes(b"one\r\ntwo\r\n")  # as git may check it out
     (tmp_path / "kernels" / ".#rows.py").symlink_to("nowhere")  # an editor's lock
     (tmp_path / "kernels" / "rows.pyc").touch()
     assert machine.sources_digest() == before
     seen = {before}
-    for path in ("kernels/rows.py", "kernels/layout.py", "blocks.py", "compiler.py", "kernels/new.py"):
+    for path in ("kernels/rows.py", "kernels/layout.py", "blocks/rows.py", "compiler.py", "kernels/new.py"):
         (tmp_path / path).write_bytes(b"three\n")
         seen.add(machine.sources_digest())
     (tmp_path / "kernels" / "new.py").rename(tmp_path / "kernels" / "newer.py")

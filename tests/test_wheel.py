@@ -89,7 +89,7 @@ def test_a_wheel_has_the_libraries_and_says_so_in_its_name(which: str, request: 
     assert wheel.name.endswith(f"-{tag}.whl")
     files = contents(wheel)
     assert sorted(name for name in files if name.endswith(".so")) == sorted(LIBRARIES)
-    assert {"fastpack/py.typed", "fastpack/blocks.py", "fastpack/kernels/rows.py", "fastpack/data/LICENSE"} <= set(files)
+    assert {"fastpack/py.typed", "fastpack/blocks/rows.py", "fastpack/kernels/rows.py", "fastpack/data/LICENSE"} <= set(files)
     assert {name.partition("/")[0].partition("-")[0] for name in files} == {"fastpack"}, "nothing beside the package"
     (described,) = [content.decode() for name, content in files.items() if name.endswith(".dist-info/WHEEL")]
     assert f"Tag: {tag}\n" in described

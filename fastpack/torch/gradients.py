@@ -120,7 +120,7 @@ def differentiate(
     try:
         given = _given(record, saved[:first_weight], gradients) if _are_taken(record, saved, gradients) else None
     except (HandOver, RuntimeError, NotImplementedError):  # sparse, or without memory: as in recurrence.prepare
-        return None
+        return None  # or not what was saved, which the caller then says
     if given is None:
         return None
     plan, rows, new = record.panels.plan, record.rows, saved[0].new_empty
