@@ -56,7 +56,7 @@ RULES = [
     Rule("typer, rich and matplotlib are for programs and drawings", ["typer", "rich", "matplotlib"], ours("show", *PROGRAM)),
     Rule("pyarrow is for tables and files of them", ["pyarrow"], ours("arrow", "hugging_face", "parquet", "scoring", "parts")),
     Rule("ray is for fastpack.ray", ["ray", "fastpack.ray"], ours("ray", *PROGRAM)),
-    Rule("blocks are plain names", ["fastpack", "numpy"], [], ours("blocks")),
+    Rule("blocks are plain names", ["fastpack", "numpy"], [], ours("blocks"), ours("blocks")),
     Rule("the machine knows nothing of arrays' rules", ["fastpack"], [], ours("machine"), ours("blocks", "fallback")),
     Rule(
         "the NumPy level imports the machine and itself",

@@ -7,6 +7,7 @@ an argument is: `Size` is a number, the others are addresses, turned into a poin
 Letters: B sequences, T steps, N packed rows, F input features, H hidden units. Sizes and strides are in bytes where their name says so.
 """
 
+from fastpack.blocks.arguments import Bytes, Int64s, Pointers, Size
 from fastpack.blocks.layers import (
     AHEAD,
     GRU,
