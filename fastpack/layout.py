@@ -42,5 +42,5 @@ def measure_lengths(lengths: int, B: int, limit: int) -> LengthFacts:
 def measure_layout(batch_sizes: int, T: int, sorted_indices: int, unsorted_indices: int, B: int, lengths: int) -> LayoutFacts:
     """Return the facts of a layout that came from outside, and write its B lengths at the address `lengths`."""
     facts = ThreeNumbers()
-    run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, lengths, ctypes.addressof(facts)))
+    run(blocks.MeasureLayout(batch_sizes, T, sorted_indices, unsorted_indices, B, lengths, 0, 0, ctypes.addressof(facts)))
     return tuple.__new__(LayoutFacts, facts[:])

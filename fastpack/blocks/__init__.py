@@ -10,6 +10,8 @@ Letters: B sequences, T steps, N packed rows, F input features, H hidden units. 
 from fastpack.blocks.arguments import Bytes, Int64s, Pointers, Size
 from fastpack.blocks.layers import (
     AHEAD,
+    D_WEIGHTS,
+    GRADIENT_PANELS,
     GRU,
     KEY,
     LINE,
@@ -20,12 +22,10 @@ from fastpack.blocks.layers import (
     SUMMED,
     VECTOR_BYTES,
     Fingerprint,
-    InputGradient,
+    LayerGradient,
     PackGradientPanels,
     PackPanels,
     Recur,
-    RecurBackward,
-    WeightGradient,
 )
 from fastpack.blocks.layouts import CutInARow, FirstFit, Locate, MeasureLayout, MeasureLengths, OffsetsOf, SortByLength
 from fastpack.blocks.rows import (
@@ -44,6 +44,8 @@ from fastpack.blocks.rows import (
 
 __all__ = [
     "AHEAD",
+    "D_WEIGHTS",
+    "GRADIENT_PANELS",
     "GRU",
     "KEY",
     "LINE",
@@ -53,12 +55,14 @@ __all__ = [
     "RNN_TANH",
     "SUMMED",
     "VECTOR_BYTES",
+    "Bytes",
     "CopyListed",
     "CutInARow",
     "FillPadding",
     "Fingerprint",
     "FirstFit",
-    "InputGradient",
+    "Int64s",
+    "LayerGradient",
     "Locate",
     "MeasureLayout",
     "MeasureLengths",
@@ -71,11 +75,11 @@ __all__ = [
     "PackScattered",
     "PadPacked",
     "PadRagged",
+    "Pointers",
     "Recur",
-    "RecurBackward",
+    "Size",
     "SortByLength",
     "UnpackListed",
     "UnpackRagged",
     "UnpadRagged",
-    "WeightGradient",
 ]

@@ -13,8 +13,11 @@ VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32}
 # How many rows `recur` multiplies by weight_ih ahead of their steps, where steps have few rows
 AHEAD = 24
 
-# How many rows `weight_gradient` sums up at a time
+# How many rows the gradients of weights are summed up at a time
 SUMMED = 512
+
+# How many gradient panels, and gradients of weights, tables have for each direction
+GRADIENT_PANELS, D_WEIGHTS = 3, 5
 
 # How many int64 a cache line has: so far apart are numbers that different threads write
 LINE = 8
@@ -90,107 +93,59 @@ class PackGradientPanels(NamedTuple):
     panels: Bytes  # out: cells.gradient_panel_items(...) items, at a multiple of 64 bytes
 
 
-class RecurBackward(NamedTuple):
-    """From gradients of what `recur` returns to those of its sums and initial states, against the order of steps. Shares: as of `Recur`.
+class LayerGradient(NamedTuple):
+    """From gradients of what `recur` returned to those of a layer's inputs, initial states and weights, in all its directions.
 
-    A call does a piece, the steps first..last, so that its sums are still in a cache when InputGradient and WeightGradient read them. A
-    batch's pieces follow each other against the order of its steps, with the same workspace.
+    Shares: threads, which all do one phase after another together, as those of `Recur` with `arrivals` do: any calls come to the same
+    result. The numbers are the same for any number of shares.
 
     Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], where lanes beyond H are anything; of a GRU, whose
-    n has a sum over x and one over h, the sums are n over x, r, z, n over h.
+    n has a sum over x and one over h, the sums are n over x, r, z, n over h. They are those of one piece of the steps at a time.
     """
 
     cell: Size
     item_bytes: Size
-    reverse: Size
+    directions: Size  # 1 or 2
+    F: Size
     H: Size
     P: Size
-    panels: Bytes  # gradient panels of weight_hh
-    projection: Bytes  # gradient panels of weight_hr; 0 where there is none
+    panels: Pointers  # (directions, GRADIENT_PANELS): gradient panels of weight_ih, weight_hh and weight_hr, 0 where there is none
     sorted_indices: Int64s  # (B,)
     batch_sizes: Int64s  # (T,)
     B: Size
     T: Size
-    first: Size  # step
-    last: Size
-    row: Size  # the packed row with which the first step begins
-    panel_rows: Size  # for how many rows panels have room
-    out: Bytes  # rows of P items, as `recur` wrote them
-    out_row_bytes: Size
-    out_step_bytes: Size
-    h_0: Bytes  # (B, P), or 0
-    c_0: Bytes  # (B, H), or 0
-    c: Bytes  # as `recur` wrote them
-    gates: Bytes
-    d_out: Bytes  # rows of P items; 0 for zeros, as of all gradients that are given
-    d_out_row_bytes: Size
-    d_out_step_bytes: Size
-    d_h_n: Bytes  # (B, P)
-    d_c_n: Bytes  # (B, H)
-    d_sums: Bytes  # out: of the piece's rows, cells.d_sums_items(...) items, at a multiple of 64 bytes
-    later_sums: Bytes  # those of the piece before, with whose row `later_row` the step begins that comes after this piece's
-    later_row: Size
-    d_projected: Bytes  # out: likewise, of the projection, whose sums are the states h; 0 where there is none
-    unprojected: Bytes  # out: rows of H items, what was projected; 0 where there is no projection
-    d_h_0: Bytes  # out (B, P), or 0 where it is not wanted
-    d_c_0: Bytes  # out (B, H), or 0
-    workspace: Bytes  # cells.backward_items(...) items for each share, at a multiple of 64 bytes
-    workspace_bytes: Size  # of one share
-    arrivals: Int64s  # as of Recur
-    shares: Size
-
-
-class InputGradient(NamedTuple):
-    """From gradients of a piece's sums to those of its inputs. Shares: its packed rows."""
-
-    cell: Size
-    item_bytes: Size
-    F: Size
-    H: Size
-    panels: Bytes  # gradient panels of weight_ih
-    d_sums: Bytes  # of a piece's rows
-    panel_rows: Size
-    B: Size
-    add: Size  # 1: to what `d_x` holds already
-    d_x: Bytes  # out: rows of F items, the piece's first
-    d_x_row_bytes: Size
-    d_x_step_bytes: Size  # 0 where each step follows the rows of the one before; else each has B rows
-
-
-class WeightGradient(NamedTuple):
-    """From gradients of a piece's sums to those of weights and biases, any of which may be 0: not wanted. Shares: parts of the weights.
-
-    The result is the same for any number of shares. A projection's weight is weight_ih of LINEAR, with F = H and H = P.
-    """
-
-    cell: Size
-    item_bytes: Size
-    reverse: Size
-    F: Size
-    H: Size
-    P: Size
-    sorted_indices: Int64s
-    batch_sizes: Int64s
-    B: Size
-    T: Size
-    first: Size  # the piece's first step
-    N: Size  # its rows
-    panel_rows: Size
-    x: Bytes  # its first row
+    N: Size
+    x: Bytes  # rows of F items
     x_row_bytes: Size
     x_step_bytes: Size
-    out: Bytes  # likewise
+    out: Bytes  # rows of directions * P items, as `recur` wrote them
     out_row_bytes: Size
     out_step_bytes: Size
-    h_0: Bytes
-    d_sums: Bytes  # of the piece's rows
-    add: Size  # 1: to what the gradients hold already
-    d_weight_ih: Bytes  # out (G * H, F)
-    d_weight_hh: Bytes  # out (G * H, P)
-    d_bias_ih: Bytes  # out (G * H,)
-    d_bias_hh: Bytes  # out (G * H,)
-    workspace: Bytes  # cells.weight_gradient_items(...) items for each share, at a multiple of 64 bytes
-    workspace_bytes: Size
+    h_0: Bytes  # (directions, B, P), or 0
+    c_0: Bytes  # (directions, B, H), or 0
+    saved: Bytes  # of each direction the gates that `recur` kept and then, of an LSTM, c; 0 where the cell has neither
+    d_out: Bytes  # rows of directions * P items; 0 for zeros, as of all gradients that are given
+    d_out_row_bytes: Size
+    d_out_step_bytes: Size
+    d_h_n: Bytes  # (directions, B, P)
+    d_c_n: Bytes  # (directions, B, H)
+    d_x: Bytes  # out: rows of F items; 0 where it is not wanted, as of all that follow
+    d_x_row_bytes: Size
+    d_x_step_bytes: Size  # 0 where each step follows the rows of the one before; else each has B rows
+    d_h_0: Bytes  # out (directions, B, P)
+    d_c_0: Bytes  # out (directions, B, H)
+    d_weights: Pointers  # (directions, D_WEIGHTS): out weight_ih (G * H, F), weight_hh (G * H, P), bias_ih, bias_hh, weight_hr (P, H)
+    piece_rows: Size  # how many rows a piece may have, B at least
+    d_sums: Bytes  # cells.d_sums_items(...) items for the gradients of a piece's sums, at a multiple of 64 bytes
+    other_sums: Bytes  # the same for those of the next piece; where there is one piece only, anything
+    d_projected: Bytes  # likewise of the projection, whose sums are the states h; 0 where there is none
+    unprojected: Bytes  # rows of H items, what was projected; 0 where there is no projection
+    workspace: Bytes  # cells.backward_items(...) items for each share, at a multiple of 64 bytes
+    workspace_bytes: Size  # of one share
+    products: Bytes  # cells.weight_gradient_items(...) items for each share, likewise
+    products_bytes: Size
+    together: Size  # 1: shares of the recurrence are of hidden units, as of `Recur` with `arrivals`; 0: of sequences
+    arrivals: Int64s  # (cells.arrivals_items(shares),), zeros, for how far each share has come; 0 where there is one
     shares: Size
 
 

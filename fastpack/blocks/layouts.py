@@ -34,7 +34,9 @@ class MeasureLayout(NamedTuple):
     sorted_indices: Int64s  # (B,)
     unsorted_indices: Int64s  # (B,)
     B: Size
-    lengths: Int64s  # out (B,), in the caller's order; written only where nothing is wrong
+    lengths: Int64s  # out (B,), in the caller's order; written only where nothing is wrong; or 0
+    own_sizes: Int64s  # out (T,): a copy of batch_sizes, which is what is measured; or 0
+    own_indices: Int64s  # out (B,): one of sorted_indices, likewise
     facts: Int64s  # out (3,): see layout.LayoutFacts
 
 

@@ -2,7 +2,7 @@
 
 A step takes the gradient of its h from its own output and, by the weights, from the sums of the step after it, applies the cell's
 gradient, and leaves the gradients of its own sums in panels. What these say of weights and inputs is summed up afterwards, over
-many rows at once: see weights.py and inputs.py. For that it stops after each piece of the steps, and is called for the next.
+many rows at once: see gradients.py. For that it stops after each piece of the steps, and is called for the next.
 
 Shares are those of the recurrence: see recurrence.py. "Later" and "before" are meant as the recurrence goes.
 """
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from fastpack import blocks
 from fastpack.kernels import gradient
 from fastpack.kernels.along import copy_starts, factors_of, multiply
-from fastpack.kernels.gradient import Sizes, cell_gradient
-from fastpack.kernels.kernel import helper, kernel
+from fastpack.kernels.gradient import Sizes, cell_gradients
+from fastpack.kernels.kernel import helper
 from fastpack.kernels.memory import advance, as_items, as_table, is_null, item_bytes_of
 from fastpack.kernels.panels import saved_of, shape_of
 from fastpack.kernels.products import WIDTH, Factors, Soon, Target
 from fastpack.kernels.shares import Batch, Rows, hand_back, locate, move_on, own_row, own_rows, step_after, take_up
 from fastpack.kernels.simd import VECTOR
-from fastpack.kernels.team import do_phase, run_shares
+from fastpack.kernels.team import do_phase
 
 
 class Piece(NamedTuple):
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The sizes and addresses of a call, as the block has them."""
+    """The sizes and addresses of one direction and piece."""
 
     cell: int
     H: int
@@ -138,9 +138,7 @@ def run_cells(units, given):
             product(first, last, n, later, room.later, weights.recurrent, target, soon, 0)
         else:
             product(first, last, n, n, room.projected, weights.projection, target, soon, 0)
-        for i in range(n):
-            for j in range(first, last):
-                cell_gradient(weights.sizes, rows, i, j)
+        cell_gradients(weights.sizes, rows, n, first, last)
 
 
 @helper
@@ -184,16 +182,16 @@ def locate_states(batch, n, t, step, given, room, H):
 
 
 @helper
-def begin_steps(batch, team, piece, given, wanted, room, lanes, H, later_slot):
+def begin_steps(batch, team, phase, piece, given, wanted, room, lanes, H, later_slot):
     # What is carried over to the last of the piece's steps, as the recurrence goes: gradients of last states, or what the piece before
     # left. Returns how many rows have a step after them, and the number of the next phase.
     t = piece.first - 1 if batch.reverse else piece.last
     if not 0 <= t < batch.T:
-        return 0, do_phase(team, 0, H, lanes, take_up, (batch, room.rows.carry, given.d_c_n))
+        return 0, do_phase(team, phase, H, lanes, take_up, (batch, room.rows.carry, given.d_c_n))
     later = own_rows(batch, batch.batch_sizes[t])
     sums = wanted.d_sums
     locate(room.later, later, batch, sums, advance(wanted.later_sums, piece.later_row * sums.row + later_slot))
-    return later, 0
+    return later, phase
 
 
 @helper
@@ -222,11 +220,11 @@ def locate_ends(batch, first, begun, every, given, wanted, room, weights):
 
 
 @helper
-def run_share(weights, batch, team, piece, given, wanted, room):
+def run_share(weights, batch, team, phase, piece, given, wanted, room):
     P, H, rows, lanes = weights.P, weights.sizes.H, room.rows, VECTOR // item_bytes_of(room.zeros)
     later_slot = lanes if weights.sizes.cell == blocks.GRU else 0  # past n over x
     is_projected = weights.sizes.is_projected
-    later, phase = begin_steps(batch, team, piece, given, wanted, room, lanes, H, later_slot)  # of the step's rows
+    later, phase = begin_steps(batch, team, phase, piece, given, wanted, room, lanes, H, later_slot)  # of the step's rows
     into_dh = Target(room.starts, lanes, rows.dh, lanes, H)
     into_projection = Target(room.starts, lanes, room.projected, wanted.d_projected.step, P)
     against = Batch(batch.sorted_indices, batch.batch_sizes, batch.B, batch.T, 1 - batch.reverse, batch.share, batch.shares)
@@ -264,7 +262,8 @@ def run_share(weights, batch, team, piece, given, wanted, room):
         done = begun - first, every - first, advance(room.later, first), room, weights, target
         phase = do_phase(team, phase, P, lanes, run_states, done)
     if not (0 <= t < batch.T or is_null(wanted.d_c_0)):
-        do_phase(team, phase, H, lanes, hand_back, (batch, rows.carry, wanted.d_c_0))
+        phase = do_phase(team, phase, H, lanes, hand_back, (batch, rows.carry, wanted.d_c_0))
+    return phase
 
 
 @helper
@@ -299,7 +298,8 @@ def room_of(workspace, common, rows, H, P):
 
 
 @helper
-def run_call(call, batch, team, workspace, common):
+def run_steps(call, batch, team, phase, workspace, common):
+    # the steps of a call's piece, for a share's sequences or by the whole team; returns the number of the next phase
     H, P, item = call.H, call.P, item_bytes_of(workspace)
     (_, sums), lanes, rows, room = shape_of(call.cell), VECTOR // item, own_rows(batch, batch.B), call.piece.panel_rows
     sizes = Sizes(call.cell, H, room * sums * lanes, 0 if is_null(call.projection) else 1)
@@ -317,18 +317,4 @@ def run_call(call, batch, team, workspace, common):
     unprojected, later_sums = Rows(as_items(call.unprojected, workspace), H, 0), as_items(call.later_sums, workspace)
     d_before = as_items(call.d_h_0, workspace), as_items(call.d_c_0, workspace)
     wanted = Wanted(d_sums, later_sums, d_projected, unprojected, *d_before)
-    run_share(weights, batch, team, call.piece, given, wanted, room_of(workspace, common, rows, H, P))
-
-
-@kernel(blocks.RecurBackward)
-def recur_backward(
-    begin, end, cell, item_bytes, reverse, H, P, panels, projection, sorted_indices, batch_sizes, B, T, first, last, row, panel_rows,
-    out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates, d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n, d_sums, later_sums,
-    later_row, d_projected, unprojected, d_h_0, d_c_0, workspace, workspace_bytes, arrivals, shares
-):  # fmt: skip
-    states = out, out_row_bytes, out_step_bytes, h_0, c_0, c, gates
-    given = d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n
-    piece = Piece(first, last, row, panel_rows, later_row)
-    call = Call(cell, H, P, panels, projection, piece, *states, *given, d_sums, later_sums, d_projected, unprojected, d_h_0, d_c_0)
-    layout = sorted_indices, batch_sizes, B, T, reverse
-    run_shares(run_call, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)
+    return run_share(weights, batch, team, phase, call.piece, given, wanted, room_of(workspace, common, rows, H, P))

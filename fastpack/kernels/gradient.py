@@ -1,4 +1,4 @@
-"""A cell's gradient in one row and block of units: from memory, through the formula in cells.py, to memory."""
+"""A cell's gradient in rows and blocks of units: from memory, through the formula in cells.py, to memory."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from fastpack.blocks import LINEAR
 from fastpack.kernels.cells import CELLS, Cell
-from fastpack.kernels.simd import Float, Memory, Vector, float_of, number, own_function, switch
+from fastpack.kernels.simd import Float, Memory, Vector, each, float_of, number, own_function, switch
 from fastpack.kernels.tile import unpack
 
 
@@ -35,8 +35,8 @@ class Sizes(NamedTuple):
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def cell_gradient(_typing: Any, sizes: Any, rows: Any, i: Any, j: Any) -> Any:
-    """Find the gradients of the sums of the tables' row i in block j, and what is carried over to the step before."""
+def cell_gradients(_typing: Any, sizes: Any, rows: Any, n: Any, first: Any, last: Any) -> Any:
+    """Find the gradients of the sums of the tables' first n rows in the blocks first..last, and what is carried over to the step before."""
     kind = float_of(rows.types[0].dtype.dtype.bitwidth)
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -46,19 +46,23 @@ def cell_gradient(_typing: Any, sizes: Any, rows: Any, i: Any, j: Any) -> Any:
         switch(builder, builder.extract_value(args[0], 0), {code: partial(call, code) for code in CELLS if code != LINEAR})
         return context.get_dummy_value()
 
-    return types.void(sizes, rows, types.int64, types.int64), codegen
+    return types.void(sizes, rows, types.int64, types.int64, types.int64), codegen
 
 
 def _gradient(cell: Cell, kind: Float, builder: ir.IRBuilder, *args: Any) -> None:
-    sizes, rows, j = Sizes(*unpack(builder, args[0])), Rows(*unpack(builder, args[1])), args[3]
-    unit = builder.mul(j, number(kind.lanes))
-    left = builder.sub(sizes.H, unit)
-    place = Place(builder, kind, rows, args[2], unit)
-    with builder.if_else(builder.icmp_signed(">=", left, number(kind.lanes))) as (whole, part):
-        with whole:
-            _apply(cell, place, sizes, j, number(kind.lanes), None)
-        with part:
-            _apply(cell, place, sizes, j, left, place.memory.first_lanes(left))
+    sizes, rows, (n, first, last) = Sizes(*unpack(builder, args[0])), Rows(*unpack(builder, args[1])), args[2:]
+
+    def block(i: Any, j: Any) -> None:
+        unit = builder.mul(j, number(kind.lanes))
+        left = builder.sub(sizes.H, unit)
+        place = Place(builder, kind, rows, i, unit)
+        with builder.if_else(builder.icmp_signed(">=", left, number(kind.lanes))) as (whole, part):
+            with whole:
+                _apply(cell, place, sizes, j, number(kind.lanes), None)
+            with part:
+                _apply(cell, place, sizes, j, left, place.memory.first_lanes(left))
+
+    each(builder, number(0), n, lambda i: each(builder, first, last, partial(block, i)))
 
 
 class Place:

@@ -2,10 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from fastpack import blocks
 from fastpack.kernels.along import factors_of, multiply
-from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, item_bytes_of, stack_pointers
+from fastpack.kernels.kernel import helper
+from fastpack.kernels.memory import advance, as_items, as_table, item_bytes_of, stack_pointers
 from fastpack.kernels.panels import shape_of
 from fastpack.kernels.products import Soon, Target
 from fastpack.kernels.shares import Rows
@@ -16,7 +15,7 @@ ZEROS = VECTOR // 8  # a vector of them, in pointers
 
 
 class Call(NamedTuple):
-    """The sizes and addresses of a call, as the block has them."""
+    """The sizes and addresses of one direction and piece."""
 
     cell: int
     F: int
@@ -40,7 +39,8 @@ def place_of(rows, n, B):
 
 
 @helper
-def run_call(begin, end, call, like):
+def run_inputs(begin, end, call, like):
+    # the packed rows begin..end of a piece
     (_, sums), item = shape_of(call.cell), item_bytes_of(like)
     lanes = VECTOR // item
     factors = factors_of(as_items(call.panels, like), call.cell, call.H, call.panel_rows)
@@ -59,12 +59,3 @@ def run_call(begin, end, call, like):
             outs[i] = place_of(d_x, first + i, call.B)
             table[i] = advance(as_items(call.d_sums, like), (first + i) * sums * lanes)
         multiply(0, -(-call.F // lanes), n, table, factors, target, Soon(0, table, 1, table, 0), first // MANY % 2)
-
-
-@kernel(blocks.InputGradient)
-def input_gradient(begin, end, cell, item_bytes, F, H, panels, d_sums, panel_rows, B, add, d_x, d_x_row_bytes, d_x_step_bytes):
-    call = Call(cell, F, H, panels, d_sums, panel_rows, B, add, d_x, d_x_row_bytes, d_x_step_bytes)
-    if item_bytes == 4:
-        run_call(begin, end, call, as_float32(d_x))
-    else:
-        run_call(begin, end, call, as_float64(d_x))

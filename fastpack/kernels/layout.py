@@ -4,7 +4,7 @@ from typing import Any
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, read_int32, read_int64
+from fastpack.kernels.memory import advance, is_null, read_int32, read_int64
 
 LARGEST = 2**63 - 1
 
@@ -71,10 +71,31 @@ def sort_by_length(
         batch_sizes[T - 1] = place_of_longest
 
 
+@helper
+def own_copy(numbers, count, own):
+    # what somebody else could change between a look and the next is copied first
+    if is_null(own):
+        return numbers
+    for k in range(count):
+        own[k] = numbers[k]
+    return own
+
+
 @kernel(blocks.MeasureLayout)
 def measure_layout(
-    begin: int, end: int, batch_sizes: Any, T: int, sorted_indices: Any, unsorted_indices: Any, B: int, lengths: Any, facts: Any
+    begin: int,
+    end: int,
+    batch_sizes: Any,
+    T: int,
+    sorted_indices: Any,
+    unsorted_indices: Any,
+    B: int,
+    lengths: Any,
+    own_sizes: Any,
+    own_indices: Any,
+    facts: Any,
 ) -> None:
+    batch_sizes, sorted_indices = own_copy(batch_sizes, T, own_sizes), own_copy(sorted_indices, B, own_indices)
     total, bad_step, bad_index = 0, -1, -1
     largest = B
     for t in range(T):
@@ -92,7 +113,7 @@ def measure_layout(
     facts[0] = total
     facts[1] = bad_step
     facts[2] = bad_index
-    if bad_step < 0 and bad_index < 0:
+    if bad_step < 0 and bad_index < 0 and not is_null(lengths):
         place = 0
         for length in range(T, -1, -1):  # as many sequences are longer than t as step t has rows
             longer_or_equal = batch_sizes[length - 1] if length > 0 else B

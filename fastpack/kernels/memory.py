@@ -32,6 +32,16 @@ def is_null(_typing: Any, pointer: Any) -> Any:
     return types.boolean(pointer), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def null(_typing: Any, like: Any) -> Any:
+    """Return the address of nothing, as one of such items as those at `like`."""
+
+    def codegen(context: Any, _builder: Any, signature: Any, _args: Any) -> Any:
+        return ir.Constant(context.get_value_type(signature.return_type), None)
+
+    return like(like), codegen
+
+
 def _caster(result: Any) -> Any:
     """Make a function that takes the same address as one of other items."""
 

@@ -297,6 +297,16 @@ def loop(
     return result
 
 
+def each(builder: ir.IRBuilder, first: Any, last: Any, body: Callable[[Any], None]) -> None:
+    """Write a loop from `first` up to `last` that only does what `body` does, given the counter."""
+
+    def nothing_else(counter: Any, vectors: list[Vector]) -> list[Vector]:
+        body(counter)
+        return vectors
+
+    loop(builder, first, last, [], nothing_else)
+
+
 def switch(builder: ir.IRBuilder, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
     """Write each case, and the choice between them: there is always one that `value` is."""
     done, never = builder.append_basic_block("done"), builder.append_basic_block("never")

@@ -7,8 +7,8 @@ at a time, for which three vectors of columns are gathered side by side.
 from typing import Any, NamedTuple
 
 from fastpack import blocks
-from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, copy_items, is_null, item_bytes_of
+from fastpack.kernels.kernel import helper
+from fastpack.kernels.memory import advance, as_items, as_table, copy_items, is_null, item_bytes_of
 from fastpack.kernels.panels import gate_of, shape_of
 from fastpack.kernels.products import BROAD, TALL, Matrix, Summed, sum_rows, sum_tile
 from fastpack.kernels.shares import Rows
@@ -18,7 +18,7 @@ SUMMED = blocks.SUMMED
 
 
 class Call(NamedTuple):
-    """The sizes and addresses of a call, as the block has them."""
+    """The sizes and addresses of one direction and piece. A projection is weight_ih of LINEAR, with F = H and H = P."""
 
     cell: int
     reverse: int
@@ -198,7 +198,8 @@ def run_rows(call, first, last, x, h, biases, sums, row, n, room, lanes):
 
 
 @helper
-def run_share(call, share, shares, workspace):
+def run_weights(call, share, shares, workspace):
+    # a share's parts of the weights
     item = item_bytes_of(workspace)
     (gates, all_sums), lanes = shape_of(call.cell), VECTOR // item
     x = Rows(as_items(call.x, workspace), call.x_row_bytes // item, call.x_step_bytes // item)
@@ -223,19 +224,3 @@ def run_share(call, share, shares, workspace):
             room.h[k] = h_before(cursor, call, out, h_0)
             cursor = next_row(cursor, call, x, out)
         run_rows(call, first, last, over_x, over_h, biases, sums, row, n, room, lanes)
-
-
-@kernel(blocks.WeightGradient)
-def weight_gradient(
-    begin, end, cell, item_bytes, reverse, F, H, P, sorted_indices, batch_sizes, B, T, first, N, panel_rows, x, x_row_bytes, x_step_bytes,
-    out, out_row_bytes, out_step_bytes, h_0, d_sums, add, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, workspace, workspace_bytes, shares
-):  # fmt: skip
-    layout = sorted_indices, batch_sizes, T, first, N, panel_rows
-    rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, d_sums, add
-    call = Call(cell, reverse, F, H, P, *layout, *rows, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
-    for share in range(begin, end):
-        own = advance(workspace, share * workspace_bytes)
-        if item_bytes == 4:
-            run_share(call, share, shares, as_float32(own))
-        else:
-            run_share(call, share, shares, as_float64(own))

@@ -1,13 +1,12 @@
-"""The gradients of one layer, by the kernels, from what its forward pass left.
+"""The gradients of one layer, by one call of a kernel, from what its forward pass left.
 
-Against the order of steps go the gradients of the sums of each gate (`RecurBackward`); those of inputs and weights are products
-with these over many rows at once (`InputGradient`, `WeightGradient`): over those of a piece of the steps, after which the next piece
-uses the same memory. Gradients that did not arrive are zeros that nobody writes down, and what is not wanted is not computed.
+Gradients that did not arrive are zeros that nobody writes down, and what is not wanted is not computed.
 """
 
-import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -15,18 +14,19 @@ import torch
 from torch import Tensor
 
 from fastpack import blocks
-from fastpack.cells import CELLS, backward_items, d_sums_items, weight_gradient_items
+from fastpack.cells import CELLS, arrivals_items, backward_items, d_sums_items, weight_gradient_items
 from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.familiar import remember
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, Panels, Plan
-from fastpack.torch.pieces import Piece, Place, pieces_of
-from fastpack.torch.recurrence import FAMILIAR, Work, along, counters_of, division, give_back, room_for, saved_addresses
-from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, place_of
+from fastpack.torch.recurrence import FAMILIAR, division, give_back, room_for
+from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, int64s, place_of
 
+Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
 _dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
 NOWHERE = 0, 0, 0
+PIECE = 1 << 21  # bytes of gradients of sums in a piece, at least those of SUMMED rows; whole, or 8 MB, took 6 % longer on 8 MB
 
 
 class Record(NamedTuple):
@@ -51,36 +51,15 @@ class Record(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Where all that is known is, and what holds it."""
+    """Where all that is known is, in the kernel's order, and what holds it."""
 
     x: Place
     out: Place
-    before: Sequence[int]  # addresses of h_0 and c_0, or h_0, or nothing
-    computed: int  # address of the first direction's gates, and behind them its c; 0 where the cell has neither
+    before: Sequence[int]  # addresses of h_0 and c_0; 0 for zeros
+    saved: int  # address of what the cell computed; 0 where it kept nothing
     d_out: Place  # NOWHERE for zeros
-    d_ends: Sequence[int]  # addresses of the gradients of h_n and c_n, or h_n; 0 for zeros
+    d_after: Sequence[int]  # addresses of the gradients of h_n and c_n; 0 for zeros
     holders: Any
-
-
-class Wanted(NamedTuple):
-    """New tensors for what is to be found, None for what is not."""
-
-    d_x: Tensor | None
-    d_before: list[Tensor | None]
-    d_weights: list[Tensor | None]  # direction by direction, in torch's order
-
-
-class Room(NamedTuple):
-    """Memory that the directions use one after the other, and how it is shared."""
-
-    panel_rows: int  # of the largest piece
-    d_sums: tuple[int, int]  # of a piece, and of the one before it
-    d_projected: int  # 0 where there is no projection
-    unprojected: int
-    work: Work  # of RecurBackward
-    sums_up: int  # the workspace of WeightGradient, how many threads share it, and what each has of it
-    many: int
-    many_bytes: int
 
 
 def check_saved(record: Record, saved: Sequence[Tensor]) -> None:
@@ -123,24 +102,10 @@ def differentiate(
         return None  # or not what was saved, which the caller then says
     if given is None:
         return None
-    plan, rows, new = record.panels.plan, record.rows, saved[0].new_empty
+    new = saved[0].new_empty
     sources = *saved[: 1 + count], *saved[first_weight:]
     found = [new(*source.shape) if wish else None for source, wish in zip(sources, wanted, strict=True)]
-    if found[0] is not None:
-        in_huge_pages(found[0])
-    split = Wanted(found[0], found[1 : 1 + count], found[1 + count :])
-    pieces = pieces_of(rows, CELLS[plan.cell].sums * plan.H * plan.item_bytes)
-    room = _room(plan, rows, pieces)
-    for reverse in range(plan.D):
-        later = None
-        for piece in pieces if reverse else reversed(pieces):
-            _recur_backward(record, reverse, piece, later, given, split, room)
-            if split.d_x is not None and piece.N:
-                _input_gradient(record, reverse, piece, split.d_x, room)
-            _weight_gradients(record, reverse, piece, later, given, split, room)
-            if len(pieces) > 1:
-                room, later = room._replace(d_sums=room.d_sums[::-1]), piece
-    give_back(room.work.memory)
+    _run(record, given, found)
     return found
 
 
@@ -170,105 +135,85 @@ def _are_taken(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tens
 
 def _given(record: Record, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Given | None:
     plan, rows, count = record.panels.plan, record.rows, record.states
-    item, D, row_bytes = plan.item_bytes, plan.D, plan.row_bytes
+    item, D = plan.item_bytes, plan.D
     x, x_place = place_of(saved[0], record.axes, item)
     rest = [*map(contiguous, saved[1:])]
     places = [address_of(tensor, tensor.numel(), item) for tensor in rest]
-    d_out, *d_ends = gradients
+    d_out, *d_after = gradients
     d_out_place = NOWHERE
     if d_out is not None:
         if d_out.shape != record.shapes[1 + count]:
             return None
         d_out, d_out_place = place_of(d_out, record.out_axes, item)
-    ends = [0] * len(d_ends)
-    for k, (d_end, width) in enumerate(zip(d_ends, plan.widths, strict=True)):
+    after = [0, 0]
+    for k, (d_end, width) in enumerate(zip(d_after, plan.widths, strict=True)):
         if d_end is not None:
             if d_end.shape != ((D, width) if rows.axes == SINGLE else (D, rows.B, width)):
                 return None
-            d_ends[k] = d_end = contiguous(d_end)
-            ends[k] = address_of(d_end, d_end.numel(), item)
-    computed = places[count + 1] if len(places) > count + 1 else 0
-    holders = x, rest, d_out, d_ends
-    return Given(x_place, (places[count], row_bytes, 0), places[:count], computed, d_out_place, ends, holders)
+            d_after[k] = d_end = contiguous(d_end)
+            after[k] = address_of(d_end, d_end.numel(), item)
+    before, kept = (*places[:count], 0, 0)[:2], places[count + 1] if len(places) > count + 1 else 0
+    return Given(x_place, (places[count], plan.row_bytes, 0), before, kept, d_out_place, after, (x, rest, d_out, d_after))
 
 
-def _room(plan: Plan, rows: Rows, pieces: Sequence[Piece]) -> Room:
-    most = max([piece.N for piece in pieces])
-    shares, arrivals = division(plan, rows)
-    many = parallel.threads_to_compute(plan.operations * rows.N)
-    sizes = _sizes(plan.cell, most, plan.H, plan.P, plan.item_bytes, rows.B if arrivals else -(-rows.B // shares))
-    d_sums, d_projected, unprojected, share, many_share = sizes
-    both = d_sums * min(len(pieces), 2)
-    # what RecurBackward hands on from piece to piece is not for WeightGradient to write over
-    start, _, memory = room_for(1, both + d_projected + unprojected + shares * share + many * many_share)
-    projected = start + both
-    behind = projected + d_projected + unprojected
-    work = Work(shares, arrivals, behind, share, memory)
-    ends = (projected, projected + d_projected) if plan.settings.proj_size else (0, 0)
-    return Room(most, (start, start + both - d_sums), *ends, work, behind + shares * share, many, many_share)
+def _run(record: Record, given: Given, found: Sequence[Tensor | None]) -> None:
+    """Have the kernel write the gradients of x, the initial states and the weights to `found`: new tensors, None for what is not wanted."""
+    (panels, layer, rows, count, *_), plan = record, record.panels.plan
+    D, item, places = plan.D, plan.item_bytes, [0 if one is None else one.data_ptr() for one in found]
+    d_x = NOWHERE
+    if found[0] is not None:
+        _, d_x = place_of(in_huge_pages(found[0]), record.axes, item)
+    d_weights = _table_of(plan, places[1 + count :])
+    shares, together = division(plan, rows)
+    most = piece_rows(rows, CELLS[plan.cell].sums * plan.H * item)
+    sizes = plan.cell, most, 2 if most < rows.N else 1, plan.H, plan.P, item, rows.B if together else -(-rows.B // shares), shares
+    (*offsets, whole), share_bytes, products_bytes = _room(*sizes)
+    start, _, memory = room_for(1, whole)
+    d_sums, other_sums, d_projected, unprojected, workspace, products = [start + offset for offset in offsets]
+    if not plan.settings.proj_size:
+        d_projected = unprojected = 0
+    arrivals, counters = int64s(arrivals_items(shares)) if shares > 1 else (0, None)
+    block = blocks.LayerGradient._make((
+        *(plan.cell, item, D, plan.directions[layer * D].F, plan.H, plan.P, panels.table_of(layer)),
+        *(*rows.layout, rows.B, rows.T, rows.N, *given.x, *given.out, *given.before, given.saved, *given.d_out, *given.d_after),
+        *(*d_x, *(*places[1 : 1 + count], 0, 0)[:2], d_weights.buffer_info()[0]),
+        *(most, d_sums, other_sums, d_projected, unprojected, workspace, share_bytes, products, products_bytes),
+        *(1 if together else 0, arrivals, shares),
+    ))  # fmt: skip
+    parallel.run_on(block, shares, shares)
+    del counters  # held until here
+    give_back(memory)
+
+
+def _table_of(plan: Plan, places: Sequence[int]) -> "array[int]":
+    """Return the kernel's table of where gradients of weights go."""
+    table, each = array("q"), len(places) // plan.D
+    for reverse in range(plan.D):
+        ih, hh, *rest = places[reverse * each : (reverse + 1) * each]
+        biases = rest[:2] if plan.settings.bias else (0, 0)
+        table.extend((ih, hh, *biases, rest[-1] if plan.settings.proj_size else 0))
+    return table
+
+
+def piece_rows(rows: Rows, row_bytes: int) -> int:
+    """Return how many rows a piece of the steps may have, so that pieces are about as large as each other, and none is less than a step.
+
+    The gradients of a piece's sums, `row_bytes` a row, are still in a cache when the products with them read them.
+    """
+    most = max(blocks.SUMMED, PIECE // row_bytes)
+    if most >= rows.N:
+        return rows.N
+    return max(-(-rows.N // -(-rows.N // most)), min(rows.B, rows.N))
 
 
 @lru_cache(maxsize=256)
-def _sizes(cell: int, N: int, H: int, P: int, item_bytes: int, rows: int) -> tuple[int, ...]:
-    """Return how many bytes each of Room's parts has, and shares of both workspaces; `rows` of a share are in a step at most."""
-    projected = (d_sums_items(blocks.LINEAR, N, P), N * H) if P != H else (0, 0)
-    items = d_sums_items(cell, N, H), *projected, backward_items(rows, H, P), weight_gradient_items()
-    return tuple([-(-count * item_bytes // ALIGNED) * ALIGNED for count in items])
+def _room(cell: int, most: int, many: int, H: int, P: int, item_bytes: int, rows: int, shares: int) -> tuple[tuple[int, ...], int, int]:
+    """Return where the parts of the kernel's memory begin and the last one ends, and the bytes of a share of either workspace.
 
-
-def _recur_backward(record: Record, reverse: int, piece: Piece, later: Piece | None, given: Given, wanted: Wanted, room: Room) -> None:
-    plan, rows = record.panels.plan, record.rows
-    P, item = plan.P, plan.item_bytes
-    k = record.layer * plan.D + reverse
-    _, hh, hr = record.panels.addresses[k]
-    half = reverse * P * item
-    out, d_out = (given.out[0] + half, *given.out[1:]), given.d_out
-    if d_out[0]:
-        d_out = d_out[0] + half, *d_out[1:]
-    before, d_ends = along(given.before, reverse, plan, rows.B), along(given.d_ends, reverse, plan, rows.B)
-    d_before = along([0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_before], reverse, plan, rows.B)
-    computed = saved_addresses(plan, rows.N, given.computed, reverse) if given.computed else (0, 0)
-    if later and room.work.arrivals:
-        ctypes.memset(room.work.arrivals, 0, ctypes.sizeof(room.work.arrivals))
-    later_row = later.N - _size_of(rows, later.last - 1) if later and reverse else 0
-    sizes = plan.cell, item, reverse, plan.H, P, hh, hr, *rows.layout, rows.B, rows.T, *piece[:3], room.panel_rows
-    places = *out, *before, *computed, *d_out, *d_ends, *room.d_sums, later_row, room.d_projected, room.unprojected, *d_before
-    workspace = room.work.workspace, room.work.workspace_bytes, counters_of(room.work, k), room.work.shares
-    parallel.run_on(blocks.RecurBackward._make((*sizes, *places, *workspace)), room.work.shares, room.work.shares)
-
-
-def _size_of(rows: Rows, t: int) -> int:
-    return ctypes.c_int64.from_address(rows.layout[1] + 8 * t).value
-
-
-def _input_gradient(record: Record, reverse: int, piece: Piece, d_x: Tensor, room: Room) -> None:
-    plan, rows = record.panels.plan, record.rows
-    k = record.layer * plan.D + reverse
-    direction, panels = plan.directions[k], record.panels.addresses[k][0]
-    _, place = place_of(d_x, record.axes, plan.item_bytes)
-    sizes = plan.cell, plan.item_bytes, direction.F, plan.H, panels, room.d_sums[0], room.panel_rows, rows.B, 1 if reverse else 0
-    block = blocks.InputGradient._make((*sizes, *piece.place(place)))
-    many = parallel.threads_to_compute(2 * CELLS[plan.cell].gates * plan.H * direction.F * piece.N)
-    parallel.run_on(block, piece.N, min(many, piece.N))
-
-
-def _weight_gradients(record: Record, reverse: int, piece: Piece, later: Piece | None, given: Given, wanted: Wanted, room: Room) -> None:
-    plan, rows, D = record.panels.plan, record.rows, record.panels.plan.D
-    each = len(wanted.d_weights) // D
-    found = [0 if tensor is None else tensor.data_ptr() for tensor in wanted.d_weights[reverse * each : (reverse + 1) * each]]
-    ih, hh, *rest = found
-    biases = (rest[0], rest[1]) if plan.settings.bias else (0, 0)
-    layout = *rows.layout, rows.B, rows.T, piece.first, piece.N, room.panel_rows
-    H, P, item, workspace = plan.H, plan.P, plan.item_bytes, (room.sums_up, room.many_bytes, room.many)
-    add = 1 if later else 0
-    if ih or hh or any(biases):
-        F = plan.directions[record.layer * D + reverse].F
-        out = given.out[0] + reverse * P * item, *given.out[1:]
-        sizes, h_0 = (plan.cell, item, reverse, F, H, P), along(given.before, reverse, plan, rows.B)[0]
-        places = *piece.place(given.x), *piece.place(out), h_0, room.d_sums[0], add
-        block = blocks.WeightGradient._make((*sizes, *layout, *places, ih, hh, *biases, *workspace))
-        parallel.run_on(block, room.many, room.many)
-    if room.d_projected and found[-1]:
-        sizes, x = (blocks.LINEAR, item, reverse, H, P, 0), (room.unprojected, H * item, 0)
-        block = blocks.WeightGradient._make((*sizes, *layout, *x, *NOWHERE, 0, room.d_projected, add, found[-1], 0, 0, 0, *workspace))
-        parallel.run_on(block, room.many, room.many)
+    It holds gradients of sums twice where there are `many` pieces, of `most` rows, and a share has `rows` rows in a step.
+    """
+    projected = (d_sums_items(blocks.LINEAR, most, P), most * H) if P != H else (0, 0)
+    items = d_sums_items(cell, most, H), *projected, backward_items(rows, H, P), weight_gradient_items()
+    d_sums, d_projected, unprojected, share, products = [-(-count * item_bytes // ALIGNED) * ALIGNED for count in items]
+    offsets = accumulate((0, (many - 1) * d_sums, d_sums, d_projected, unprojected, shares * share, shares * products))
+    return tuple(offsets), share, products

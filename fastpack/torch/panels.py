@@ -14,7 +14,7 @@ import ctypes
 from array import array
 from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate, chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,11 @@ class Panels(NamedTuple):
     fingerprint: tuple[int, int]
     memory: Any  # holds the panels
     addresses: list[tuple[int, ...]]  # of each direction's: all and the projection's; or weight_ih's, weight_hh's, weight_hr's; 0 for none
+    table: Any = None  # an array of the addresses, of gradient panels
+
+    def table_of(self, layer: int) -> int:
+        """Return the address of the part of the table that is of this layer's gradient panels."""
+        return int(self.table.buffer_info()[0] + 8 * layer * self.plan.D * blocks.GRADIENT_PANELS)
 
 
 @lru_cache(maxsize=256)
@@ -196,7 +201,7 @@ def _packed_for_gradients(plan: Plan, found: tuple[int, int], addresses: Sequenc
             block = blocks.PackGradientPanels(kind, over_h, item_bytes, vector, weight, units, columns, start + place)
             parallel.run(block, -(-columns // vector), CELLS[kind].gates * units * columns * item_bytes)
     own: list[tuple[int, ...]] = [(*[start + place for place in one.gradients], 0)[:3] for one in plan.directions]
-    return Panels(plan, found, memory, own)
+    return Panels(plan, found, memory, own, array("q", chain.from_iterable(own)))
 
 
 def _memory(nbytes: int) -> tuple[Any, int]:

@@ -22,11 +22,24 @@ from fastpack.torch.familiar import remember
 from fastpack.torch.layout import are_vectors, from_packed
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, GRADIENT_PANELS, PANELS, Panels, Plan, Settings, panels_of, plan_of
-from fastpack.torch.rows import INCONSISTENT, NO_MEMORY, SINGLE, HandOver, Rows, address_of, contiguous, located, packed_rows, padded_rows
+from fastpack.torch.rows import (
+    INCONSISTENT,
+    NO_MEMORY,
+    SINGLE,
+    HandOver,
+    Rows,
+    address_of,
+    contiguous,
+    int64s,
+    located,
+    packed_rows,
+    padded_rows,
+)
 
 DTYPES = {torch.float32, torch.float64}
 FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
+NOTHING = 0, None
 SPARE = 1 << 17  # bytes of memory that is kept for the next call that needs no more
 
 _dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
@@ -60,7 +73,8 @@ class Work(NamedTuple):
     """How a call is divided, and the memory that its shares need."""
 
     shares: int
-    arrivals: Any  # where shares are of hidden units, the counters of each block: see blocks.Recur
+    arrivals: int  # where shares are of hidden units, the address of each block's counters: see blocks.Recur; else 0
+    counters: Any  # holds them
     workspace: int  # address
     workspace_bytes: int  # of one share
     memory: Any  # holds the workspace
@@ -222,14 +236,15 @@ def run_layer(call: Call, layer: int, work: Work, source: tuple[int, int, int], 
     saved : int
         The address of what gradients need of each direction, its gates and then its c: `plan.saved_items` a row. 0 where none are wanted.
     """
-    (plan, _, _, panels), rows = call.panels, call.rows
+    plan, panels, rows = call.panels.plan, call.panels.addresses, call.rows
     D, layout, shares, row_bytes, half = plan.D, (*rows.layout, rows.B, rows.T), work.shares, plan.row_bytes, plan.P * plan.item_bytes
     for k in range(layer * D, layer * D + D):
         reverse = k - layer * D
         sizes, target = (*plan.directions[k].sizes, *panels[k]), (out + reverse * half, row_bytes, 0)
         states = *along(call.before, k, plan, rows.B), *along(ends, reverse, plan, rows.B)
         kept = saved_addresses(plan, rows.N, saved, reverse) if saved else (0, 0)
-        room = work.workspace, work.workspace_bytes, counters_of(work, k), shares
+        counters = work.arrivals and work.arrivals + 8 * k * arrivals_items(shares)
+        room = work.workspace, work.workspace_bytes, counters, shares
         parallel.run_on(blocks.Recur._make((*sizes, *layout, *source, *target, *states, *kept, *room)), shares, shares)
 
 
@@ -251,28 +266,23 @@ def saved_addresses(plan: Plan, N: int, saved: int, reverse: int) -> tuple[int, 
 
 def divided(plan: Plan, rows: Rows) -> Work:
     """Return how a call of `run_layer` is divided, and memory for it."""
-    shares, arrivals = division(plan, rows)
-    share_bytes = _share_bytes(plan.cell, rows.B if arrivals else -(-rows.B // shares), plan.H, plan.P, plan.item_bytes)
-    return Work._make((shares, arrivals, *room_for(shares, share_bytes)))
+    threads, together = division(plan, rows)
+    shares = threads if together else min(threads, rows.B)
+    share_bytes = _share_bytes(plan.cell, rows.B if together else -(-rows.B // shares), plan.H, plan.P, plan.item_bytes)
+    arrivals = int64s(len(plan.directions) * arrivals_items(shares)) if together else NOTHING
+    return Work._make((shares, *arrivals, *room_for(shares, share_bytes)))
 
 
-def division(plan: Plan, rows: Rows) -> tuple[int, Any]:
-    """Return in how many shares a call is done, and, where these are of hidden units, the counters of each block: see blocks.Recur.
+def division(plan: Plan, rows: Rows) -> tuple[int, bool]:
+    """Return on how many threads a call is done, and whether their shares are of hidden units: see blocks.Recur.
 
     Shares of sequences need not wait for each other. Shares of units are for large weights, and for fewer sequences than threads.
     """
     many = parallel.threads_to_compute(plan.operations * rows.N)
     if many == 1:
-        return 1, None
+        return 1, False
     is_waiting_worth_it = many > rows.B and plan.operations * rows.B > WORTH_WAITING * len(plan.directions)
-    if is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many):
-        return many, (ctypes.c_int64 * (len(plan.directions) * arrivals_items(many)))()
-    return min(many, rows.B), None
-
-
-def counters_of(work: Work, k: int) -> int:
-    """Return the address of the counters of the k-th direction of all layers, or 0."""
-    return ctypes.addressof(work.arrivals) + 8 * k * arrivals_items(work.shares) if work.arrivals else 0
+    return many, is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)
 
 
 class Spare(NamedTuple):

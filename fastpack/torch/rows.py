@@ -1,6 +1,7 @@
 """Where in memory the rows, states and weights of a recurrent layer's call are, once it is known that the kernels take them."""
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -107,15 +108,12 @@ def packed_rows(data: Tensor, indices: Sequence[Tensor], plan: Plan) -> Rows:
         is_consistent = B <= N  # before so much memory is taken
     if not is_consistent or B <= 0:
         raise HandOver(INCONSISTENT)
-    order, places = indices[1:] if counts else [_in_order(B)] * 2
-    held = (ctypes.c_int64 * (3 + 2 * B + T))()  # three facts, lengths that nobody needs here, and the copy
-    facts = ctypes.addressof(held)
-    own = facts + 8 * (3 + B)
-    own_sizes = own + 8 * B
-    ctypes.memmove(own, address_of(order, B, 8), 8 * B)
-    ctypes.memmove(own_sizes, sizes, 8 * T)
-    run(blocks.MeasureLayout._make((own_sizes, T, own, address_of(places, B, 8), B, facts + 24, facts)))
-    if held[:3] != [N, -1, -1]:
+    order, back = indices[1:] if counts else [_in_order(B)] * 2
+    facts, held = int64s(3 + B + T)  # three facts, and the copy
+    own, own_sizes = facts + 24, facts + 24 + 8 * B
+    places = address_of(order, B, 8), address_of(back, B, 8)
+    run(blocks.MeasureLayout._make((sizes, T, *places, B, 0, own_sizes, own, facts)))
+    if held[0] != N or held[1] >= 0 or held[2] >= 0:
         raise HandOver(INCONSISTENT)
     address = address_of(data, (N - 1) * row_stride + F if N else 0, item)
     return Rows((own, own_sizes), B, T, N, address, row_stride * item, 0, (N,), held, PACKED)
@@ -173,6 +171,12 @@ def _in_order(B: int) -> Tensor:
 
 def _alike(B: int, T: int) -> Tensor:
     return _short_alike(B, T) if T <= SHORT else torch.full((T,), B, device="cpu")
+
+
+def int64s(count: int) -> tuple[int, "array[int]"]:
+    """Return the address of so many zeros, and what holds them: not an array of ctypes, of whose type each length makes a new one."""
+    numbers = array("q", bytes(8 * count))
+    return numbers.buffer_info()[0], numbers
 
 
 @lru_cache(maxsize=16)
