@@ -1,5 +1,6 @@
 """Gradients of layers by the kernels: torch's, of everything that may want one, in every form of a call."""
 
+import ctypes
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastpack.torch as fp
+from fastpack import blocks
 from fastpack.torch import gradients as by_kernels
 from fastpack.torch import panels, training
 from tests.gradients import (
@@ -156,27 +158,27 @@ def test_only_what_is_wanted_is_found() -> None:
             ours.requires_grad_()
 
 
-def test_the_kernels_that_nobody_wants_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
+def test_the_kernel_is_told_to_leave_out_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[bool]] = []
     original = by_kernels.parallel.run_on
-    monkeypatch.setattr(by_kernels.parallel, "run_on", lambda block, *rest: ran.append(type(block).__name__) or original(block, *rest))
+
+    def run_on(block: Any, *rest: int) -> None:
+        if isinstance(block, blocks.LayerGradient):
+            table = (ctypes.c_int64 * blocks.D_WEIGHTS).from_address(block.d_weights)
+            told.append([*map(bool, (block.d_x, block.d_h_0, block.d_c_0, *table))])
+        original(block, *rest)
+
+    monkeypatch.setattr(by_kernels.parallel, "run_on", run_on)
     _, ours = pair("LSTM", proj_size=3)
-    batch, names = packed(), ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
-    every = [*ours.parameters()]
-
-    def kernels(needed: list[torch.Tensor]) -> list[str]:
-        for leaf in [batch.data, *every]:
-            leaf.requires_grad_(any(leaf is one for one in needed))
-        output = ours(batch)[0].data
-        ran.clear()
-        torch.autograd.grad(output.sum(), needed)
-        return ran
-
-    assert kernels([batch.data]) == ["RecurBackward", "InputGradient"]
-    for name in names[:2]:
-        assert kernels([getattr(ours, name)]) == ["RecurBackward", "WeightGradient"]
-    assert kernels([ours.weight_hr_l0]) == ["RecurBackward", "WeightGradient"]
-    assert kernels([batch.data, *every]) == ["RecurBackward", "InputGradient", "WeightGradient", "WeightGradient"]
+    batch, every = packed(), [*ours.parameters()]
+    hx = states(ours, batch)
+    sources = [batch.data, *hx, *every]
+    for k, source in enumerate(sources):
+        for leaf in sources:
+            leaf.requires_grad_(leaf is source)
+        torch.autograd.grad(ours(batch, hx)[0].data.sum(), [source])
+        assert told.pop() == [place == k for place in range(len(sources))]
+    assert not told
 
 
 @pytest.mark.parametrize("what", ["output", "h_n", "c_n"])

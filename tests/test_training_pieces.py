@@ -1,15 +1,13 @@
 """The backward pass in pieces of the steps: torch's gradients whatever the pieces, and memory for one piece, not for all rows."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 
 import fastpack.torch as fp
 from fastpack.blocks import SUMMED
 from fastpack.torch import gradients as by_kernels
-from fastpack.torch import pieces, recurrence
-from fastpack.torch.pieces import Piece, pieces_of
+from fastpack.torch import recurrence
+from fastpack.torch.gradients import piece_rows
 from fastpack.torch.rows import PACKED, Rows
 from tests.gradients import assert_alike, by_torch_alone, gradients, kernels_differentiate, some_states
 from tests.layers import CELLS, assert_same_bits, packed, pair, states
@@ -20,14 +18,14 @@ LENGTHS = [40, 3, 0, 40, 17, 1, 29, 40]
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pieces of some 20 rows, or of a step."""
-    monkeypatch.setattr(pieces, "PIECE", 1)
-    monkeypatch.setattr(pieces, "SUMMED", 20)
+    monkeypatch.setattr(by_kernels, "PIECE", 1)
+    monkeypatch.setattr(by_kernels, "LEAST", 20)
 
 
 def rows_of_sizes(batch_sizes: list[int]) -> Rows:
     """Return the rows of a packed batch, as far as pieces need to know."""
-    sizes = torch.tensor(batch_sizes)
-    return Rows((0, sizes.data_ptr()), batch_sizes[0], len(sizes), sum(batch_sizes), 0, 4, 0, (), sizes, PACKED)
+    sizes = torch.tensor(batch_sizes, dtype=torch.int64)
+    return Rows((0, sizes.data_ptr()), max(batch_sizes, default=0), len(sizes), sum(batch_sizes), 0, 4, 0, (), sizes, PACKED)
 
 
 @pytest.mark.usefixtures("one_thread", "small_pieces")
@@ -68,19 +66,20 @@ def test_pieces_have_the_same_bits_on_two_threads(cell: str, own: dict, lengths:
 @pytest.mark.parametrize(
     "batch_sizes", [[1] * 3000, [700] * 3, [600, 400, 200, 100, 100, 100, 1], [SUMMED], [SUMMED + 1, 1], [300, 300, 300, 300, 1, 1]]
 )
-def test_pieces_are_whole_steps_and_about_as_large_as_each_other(batch_sizes: list[int]) -> None:
+def test_pieces_have_room_for_a_step_and_are_about_as_large_as_each_other(batch_sizes: list[int]) -> None:
     rows = rows_of_sizes(batch_sizes)
-    found = pieces_of(rows, 1 << 20)
-    assert (found[0].first, found[0].row) == (0, 0)
-    assert (found[-1].last, found[-1].row + found[-1].N) == (rows.T, rows.N)
-    assert all((one.last, one.row + one.N) == (other.first, other.row) for one, other in pairwise(found))
-    assert all(sum(batch_sizes[piece.first : piece.last]) == piece.N for piece in found)
-    assert all(piece.N <= SUMMED or piece.last == piece.first + 1 for piece in found)
-    assert len(found) <= 2 * -(-rows.N // SUMMED) + 1
+    most = piece_rows(rows, 1 << 20)
+    if rows.N <= SUMMED:
+        assert most == rows.N
+    else:
+        assert batch_sizes[0] <= most <= max(SUMMED, batch_sizes[0])
+        assert most >= min(SUMMED, rows.N) / 2
 
 
 def test_rows_with_few_sums_make_large_pieces() -> None:
-    assert pieces_of(rows_of_sizes([10] * 1000), 4) == [Piece(0, 1000, 0, 10_000)]
+    assert piece_rows(rows_of_sizes([10] * 1000), 4) == 10_000
+    assert piece_rows(rows_of_sizes([10] * 1000), 1024) == 2000
+    assert piece_rows(rows_of_sizes([]), 1024) == 0
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -100,7 +99,8 @@ def test_a_gradient_without_a_piece_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     _, ours = pair("LSTM", torch.float64, (5, 9))
     batch = packed(torch.float64, LENGTHS, features=5)
     expected = gradients(by_torch_alone(ours), [*ours.parameters()], batch)
-    whole = Piece(0, max(LENGTHS), 0, sum(LENGTHS))
-    monkeypatch.setattr(by_kernels, "pieces_of", lambda *_: [whole._replace(last=39, N=whole.N - 3)])
+    original = by_kernels._run
+    fewer = {"T": max(LENGTHS) - 1, "N": sum(LENGTHS) - 3}
+    monkeypatch.setattr(by_kernels, "_run", lambda record, *rest: original(record._replace(rows=record.rows._replace(**fewer)), *rest))
     with pytest.raises(AssertionError):
         assert_alike(gradients(ours, [*ours.parameters()], batch), expected, 1e-11)

@@ -26,7 +26,8 @@ from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of,
 Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
 _dtype, _shape, _is_cpu = map(attrgetter, ("dtype", "shape", "is_cpu"))
 NOWHERE = 0, 0, 0
-PIECE = 1 << 21  # bytes of gradients of sums in a piece, at least those of SUMMED rows; whole, or 8 MB, took 6 % longer on 8 MB
+PIECE = 1 << 21  # bytes of gradients of sums in a piece; whole, or 8 MB, took 6 % longer on 8 MB
+LEAST = blocks.SUMMED  # rows that a piece may have whatever they take
 
 
 class Record(NamedTuple):
@@ -200,7 +201,7 @@ def piece_rows(rows: Rows, row_bytes: int) -> int:
 
     The gradients of a piece's sums, `row_bytes` a row, are still in a cache when the products with them read them.
     """
-    most = max(blocks.SUMMED, PIECE // row_bytes)
+    most = max(LEAST, PIECE // row_bytes)
     if most >= rows.N:
         return rows.N
     return max(-(-rows.N // -(-rows.N // most)), min(rows.B, rows.N))
