@@ -19,7 +19,7 @@ from fastpack.torch import parallel
 from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.familiar import remember
 from fastpack.torch.pages import in_huge_pages
-from fastpack.torch.panels import ALIGNED, Panels, Plan
+from fastpack.torch.panels import ALIGNED, Panels
 from fastpack.torch.recurrence import FAMILIAR, division, give_back, room_for
 from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, int64s, place_of
 
@@ -164,7 +164,8 @@ def _run(record: Record, given: Given, found: Sequence[Tensor | None]) -> None:
     d_x = NOWHERE
     if found[0] is not None:
         _, d_x = place_of(in_huge_pages(found[0]), record.axes, item)
-    d_weights = _table_of(plan, places[1 + count :])
+    of_weights = *places[1 + count :], 0
+    d_weights = array("q", [of_weights[slot] for slot in plan.slots])
     shares, together = division(plan, rows)
     most = piece_rows(rows, CELLS[plan.cell].sums * plan.H * item)
     sizes = plan.cell, most, 2 if most < rows.N else 1, plan.H, plan.P, item, rows.B if together else -(-rows.B // shares), shares
@@ -184,16 +185,6 @@ def _run(record: Record, given: Given, found: Sequence[Tensor | None]) -> None:
     parallel.run_on(block, shares, shares)
     del counters  # held until here
     give_back(memory)
-
-
-def _table_of(plan: Plan, places: Sequence[int]) -> "array[int]":
-    """Return the kernel's table of where gradients of weights go."""
-    table, each = array("q"), len(places) // plan.D
-    for reverse in range(plan.D):
-        ih, hh, *rest = places[reverse * each : (reverse + 1) * each]
-        biases = rest[:2] if plan.settings.bias else (0, 0)
-        table.extend((ih, hh, *biases, rest[-1] if plan.settings.proj_size else 0))
-    return table
 
 
 def piece_rows(rows: Rows, row_bytes: int) -> int:

@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     item_bytes: int
     shapes: list[tuple[int, ...]]  # of the weights, in torch's order
     nbytes: list[int]  # of the weights
+    slots: tuple[int, ...]  # of blocks.D_WEIGHTS for each direction, which of a layer's weights it is; -1 for none
     directions: list[Direction]  # layer by layer
     panel_bytes: int
     gradient_panel_bytes: int
@@ -116,9 +117,12 @@ def plan_of(settings: Settings, dtype: torch.dtype) -> Plan:
         directions.append(Direction(features, first_weight, panels, projection, tuple(gradients), sizes))
     nbytes = [torch.Size(shape).numel() * item_bytes for shape in shapes]
     widths = (P, H) if has_c else (P,)
+    each = len(shapes) // (num_layers * D)
+    of_one = 0, 1, *((2, 3) if bias else (-1, -1)), each - 1 if proj_size else -1
+    slots = tuple([slot + reverse * each if slot >= 0 else -1 for reverse in range(D) for slot in of_one])
     letters = cell, num_layers, D, H, P, widths, item_bytes
     totals = end, gradients_end, sum(nbytes), operations, D * P * item_bytes, (saved + has_c) * H
-    return Plan(settings, dtype, *letters, shapes, nbytes, directions, *totals)
+    return Plan(settings, dtype, *letters, shapes, nbytes, slots, directions, *totals)
 
 
 def panels_of(plan: Plan, addresses: Sequence[int], kept: MutableMapping[str, Any], kinds: Sequence[str] = (PANELS,)) -> list[Panels]:
