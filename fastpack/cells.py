@@ -51,18 +51,18 @@ def d_sums_items(cell: int, N: int, H: int) -> int:
 
 
 def backward_items(rows: int, H: int, P: int) -> int:
-    """Return how many items one share of `recur_backward` needs, which has up to `rows` rows in a step."""
+    """Return how many items one share of a recurrence's gradients needs, which has up to `rows` rows in a step."""
     tables = 10 * rows * 2  # of addresses; one takes the place of two float32
     return _whole(rows * (2 * H + P) + tables + max(H, P))
 
 
 def weight_gradient_items() -> int:
-    """Return how many items one share of `weight_gradient` needs."""
+    """Return how many items one share of the gradients of weights needs."""
     return SUMMED * (2 * 2 + 3 * LANES) + 3 * LANES  # two tables of addresses, three vectors of columns, and as many zeros
 
 
 def arrivals_items(shares: int) -> int:
-    """Return how many int64 the threads of a call of `recur` need that share hidden units: one in common and one for each share."""
+    """Return how many int64 threads need that do a call's phases together: one in common and one for each share."""
     return LINE * (1 + shares)
 
 
