@@ -148,15 +148,12 @@ def room_for(layer: Layer, way: Way, most: int, place: Place) -> Room:
 
 def places_for(layer: Layer, wanted: Collection[str] | None, place: Place) -> Gradients:
     """Return memory for the gradients of initial states and weights, all or those that are wanted."""
-    states = ("h_0", "c_0")[: 1 + CELLS[layer.kind.cell].has_c]
-    shapes = {name: (len(layer.weights), len(layer.indices[1]), width) for name, width in zip(states, widths(layer.weights[0]), strict=False)}
-    for weights, end in zip(layer.weights, SUFFIXES, strict=False):
+    D, B, has_c = len(layer.weights), len(layer.indices[1]), CELLS[layer.kind.cell].has_c
+    shapes = dict(zip(("h_0", "c_0")[: 1 + has_c], [(D, B, width) for width in widths(layer.weights[0])], strict=False))
+    for weights, end in zip(layer.weights, SUFFIXES[:D], strict=True):
         shapes |= {name + end: weight.shape for name, weight in weights.items()}
-    return {
-        name: place(np.full(shape, np.nan, layer.x.dtype), layer.x.itemsize)
-        for name, shape in shapes.items()
-        if wanted is None or name in wanted
-    }
+    names = [name for name in shapes if wanted is None or name in wanted]
+    return {name: place(np.full(shapes[name], np.nan, layer.x.dtype), layer.x.itemsize) for name in names}
 
 
 def panels_of(layer: Layer, place: Place) -> list[Maybe]:

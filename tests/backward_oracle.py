@@ -5,10 +5,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastpack import blocks, reference_layers
+from fastpack import blocks, reference, reference_layers
 from fastpack.cells import CELLS
 from tests.oracle import layout
-from tests.recurrent_oracle import Kind, Weights, batch_of, of_direction, states_of, twin_panels, weights_of, widths
+from tests.recurrent_oracle import (
+    CLOSE,
+    Kind,
+    Weights,
+    assert_close,
+    assert_same_arrays,
+    batch_of,
+    of_direction,
+    states_of,
+    twin_panels,
+    weights_of,
+    widths,
+)
 
 Maybe = np.ndarray | None
 Gradients = dict[str, np.ndarray]  # by names: see twin_layer
@@ -140,13 +152,12 @@ def of_units(d_sums: np.ndarray, H: int) -> np.ndarray:
     return np.moveaxis(d_sums, 0, 2).reshape(N, sums, count * n)[..., :H]
 
 
-def in_blocks(values: np.ndarray, n: int) -> np.ndarray:
-    """Return gradients of sums (N, sums, H) in blocks of n lanes, with NaN beyond H."""
-    N, sums, H = values.shape
-    count = -(-H // n)
-    padded = np.full((N, sums, count * n), np.nan, values.dtype)
-    padded[..., :H] = values
-    return np.ascontiguousarray(np.moveaxis(padded.reshape(N, sums, count, n), 2, 0))
+def padded(rows: np.ndarray, indices: Any, steps_first: bool) -> np.ndarray:
+    """Return packed rows as a padded batch (B, T, ...) in packed order, with NaN behind each sequence."""
+    sizes, order, _ = indices
+    found = np.full((len(order), len(sizes), *rows.shape[1:]), np.nan, rows.dtype)
+    reference.unpack_listed(list(found), np.arange(len(order)), sizes, rows)
+    return np.ascontiguousarray(found.swapaxes(0, 1)).swapaxes(0, 1) if steps_first else found
 
 
 def with_c(pair: Sequence[Maybe]) -> list[Maybe]:
@@ -256,3 +267,20 @@ def on_the_way(sums: Sums, P: int, H: int) -> Gradients:
     if sums.d_projected is None or sums.unprojected is None:
         return found
     return found | {"d_projected": of_units(sums.d_projected, P), "unprojected": sums.unprojected}
+
+
+# ---- comparisons, name by name
+
+
+def assert_all_close(found: Gradients, expected: Gradients) -> None:
+    """Compare with gradients in float64."""
+    assert found.keys() == expected.keys()
+    for name, item in found.items():
+        assert_close([item], [expected[name]], CLOSE[item.dtype])
+
+
+def assert_all_same(found: Gradients, expected: Gradients) -> None:
+    """Compare bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, item in found.items():
+        assert_same_arrays([item], [expected[name]])
