@@ -3,7 +3,7 @@
 Whatever the pieces, gradients of inputs and states have the same bits, and those of weights are close.
 """
 
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def not_on_the_way(found: Gradients) -> Gradients:
     ],
 )
 def test_pieces_give_the_same_bits(kind: Kind, dtype: type, lengths: list[int], H: int, P: int):
-    for D, states in product((1, 2), (True, False)):
+    for D, states in [(1, True), (2, True), (2, False)]:
         layer = layer_case(kind, lengths, 3, H, P, D, dtype)
         layer = layer if states else layer._replace(states=[])
         kept, _ = run_directions(layer)
@@ -93,13 +93,14 @@ def test_pieces_of_more_rows_than_are_summed_up_at_a_time(kind: Kind, dtype: typ
 
 @each_kind
 def test_pieces_of_rows_of_a_padded_batch(kind: Kind):
+    turns = cycle(SOME_WAYS)
     for lengths, D, steps_first in product(([6] * 5, [6], [7, 7, 4, 2, 1, 0]), (1, 2), (False, True)):
         layer = layer_case(kind, lengths, 3, 19, 5, D)
         kept, _ = run_directions(layer)
         rows = [(item, padded(item, layer.indices, steps_first)) for item in (layer.x, kept.out, layer.d_out)]
         for piece_rows in sizes_of_pieces(layer.indices[0]):
             expected = run_gradients(layer, kept, piece_rows=piece_rows)
-            for way, (x, out, d_out) in product(SOME_WAYS, product(*rows)):
+            for (x, out, d_out), way in zip(product(*rows), turns, strict=False):
                 canaries = Canaries()
                 apart = layer._replace(x=x, d_out=d_out), kept._replace(out=out)
                 found = run_gradients(*apart, way, canaries, piece_rows)

@@ -3,7 +3,7 @@
 They are a part of `layer_gradient`: here are shapes of x and of weights, and more rows than are multiplied or summed up at a time.
 """
 
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def test_gradient_panels(cell: int, dtype: type):
     ],
 )
 def test_products(kind: Kind, dtype: type, lengths: list[int], F: int, H: int, P: int):
-    for D, states in product((1, 2), (True, False)):
+    for D, states in [(1, True), (2, True), (2, False)]:
         layer = layer_case(kind, lengths, F, H, P, D, dtype)
         layer = layer if states else layer._replace(states=[])
         kept, _ = run_directions(layer)
@@ -128,12 +128,12 @@ def test_gradients_that_are_not_wanted(kind: Kind, dtype: type, D: int, P: int):
     kept, _ = run_directions(layer)
     expected = run_gradients(layer, kept)
     on_the_way = [name for name in ("d_sums", "d_projected", "unprojected") if name in expected]
-    for wanted in each_choice([name for name in expected if name not in on_the_way]):
-        for way in (Way(), Way(3, ((0, 1), (1, 3))), Way(2, ((0, 1), (1, 2)), together=1)):
-            canaries = Canaries()
-            found = run_gradients(layer, kept, way, canaries, wanted=wanted)
-            canaries.check()
-            assert_all_same(found, {name: expected[name] for name in expected if name in wanted + on_the_way})
+    choices = each_choice([name for name in expected if name not in on_the_way])
+    for wanted, way in zip(choices, cycle([Way(), Way(3, ((0, 1), (1, 3))), Way(2, ((0, 1), (1, 2)), together=1)]), strict=False):
+        canaries = Canaries()
+        found = run_gradients(layer, kept, way, canaries, wanted=wanted)
+        canaries.check()
+        assert_all_same(found, {name: expected[name] for name in expected if name in wanted + on_the_way})
 
 
 @each_kind

@@ -4,7 +4,7 @@ Here are shapes of the recurrence; shapes of the products with its gradients are
 test_gradient_pieces.py.
 """
 
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -130,14 +130,14 @@ def test_gradients_that_are_not_given(kind: Kind, dtype: type):
 @each_kind
 @each_dtype
 def test_rows_of_a_padded_batch(kind: Kind, dtype: type):
-    some_ways = [Way(), Way(2, ((0, 1), (1, 2))), Way(2, ((0, 2),), together=1)]
+    turns = cycle([Way(), Way(2, ((0, 1), (1, 2))), Way(2, ((0, 2),), together=1)])
     for lengths, P in product(([6] * 5, [6] * 30, [7], [1, 1, 1], [7, 7, 4, 2, 1, 0], sorted(MANY, reverse=True)), (0, 5)):
         for D, steps_first in product((1, 2), (False, True)):
             layer = layer_case(kind, lengths, 3, 19, P, D, dtype)
             kept, _ = run_directions(layer)
             expected = run_gradients(layer, kept)
             rows = [(item, padded(item, layer.indices, steps_first)) for item in (layer.x, kept.out, layer.d_out)]
-            for way, (x, out, d_out) in product(some_ways, product(*rows)):
+            for (x, out, d_out), way in zip(product(*rows), turns, strict=False):
                 canaries = Canaries()
                 found = run_gradients(layer._replace(x=x, d_out=d_out), kept._replace(out=out), way, canaries)
                 canaries.check()
