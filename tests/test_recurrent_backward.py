@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastpack.cells import CELLS, lanes
+from tests import backward_kernels
 from tests.backward_kernels import Way, run_directions, run_forward, run_gradients, ways
 from tests.backward_oracle import (
     Gradients,
@@ -24,9 +25,9 @@ from tests.backward_oracle import (
     twin_forward,
     twin_layer,
 )
-from tests.guarded import Canaries
+from tests.guarded import Canaries, as_it_is
 from tests.oracle import layout
-from tests.recurrent_oracle import CLOSE, KINDS, Kind, assert_close, assert_same_arrays, run_kernel, ways_to_call
+from tests.recurrent_oracle import CLOSE, KINDS, Kind, assert_close, assert_same_arrays, run_at_once, run_kernel, ways_to_call
 
 LENGTHS = [3, 0, 9, 9, 1, 2, 5, 0, 7]
 MANY = np.random.default_rng(0).integers(0, 7, 61).tolist()  # more sequences than a tile has rows, or a table
@@ -128,6 +129,22 @@ def test_gradients_that_are_not_given(kind: Kind, dtype: type):
 
 
 @each_kind
+@pytest.mark.parametrize("D", [1, 2])
+def test_gradients_of_no_sequences_are_zeros(kind: Kind, D: int):
+    some = layer_case(kind, [2, 1], 3, 5, 2, D)
+    none = some._replace(x=some.x[:0], indices=layout([]), d_out=some.d_out[:0], states=[state[:, :0] for state in some.states])
+    none = none._replace(d_after=[d[:, :0] for d in some.d_after])
+    kept, _ = run_directions(none)
+    names = run_gradients(some, run_directions(some)[0]).keys()
+    for way in ways():
+        canaries = Canaries()
+        found = run_gradients(none, kept, way, canaries)
+        canaries.check()
+        assert found.keys() == names
+        assert not any(item.any() for item in found.values())
+
+
+@each_kind
 @each_dtype
 def test_rows_of_a_padded_batch(kind: Kind, dtype: type):
     turns = cycle([Way(), Way(2, ((0, 1), (1, 2))), Way(2, ((0, 2),), together=1)])
@@ -157,6 +174,32 @@ def test_recur_keeps_the_same_of_a_padded_batch(kind: Kind, dtype: type):
                 canaries.check()
                 np.testing.assert_array_equal(again.out, padded(saved.out, case.indices, steps_first))
                 assert_same_arrays(kept_of(again)[1:], kept_of(saved)[1:])
+
+
+@each_kind
+@each_dtype
+def test_what_is_given_is_not_changed(kind: Kind, dtype: type, monkeypatch: pytest.MonkeyPatch):
+    there: list[np.ndarray] = []
+    before: list[np.ndarray] = []
+
+    def place(array: np.ndarray, alignment: int) -> np.ndarray:
+        there.append(as_it_is(array, alignment))
+        return there[-1]
+
+    def run(*given: Any) -> None:
+        before[:] = [array.copy() for array in there]
+        run_at_once(*given)
+
+    monkeypatch.setattr(backward_kernels, "run_at_once", run)
+    for D, together, piece_rows in product((1, 2), (0, 1), (None, 9)):
+        there.clear()
+        layer = layer_case(kind, LENGTHS, 3, 21, 6, D, dtype)
+        kept, _ = run_directions(layer)
+        run_gradients(layer, kept, Way(2, ((0, 1), (1, 2)), together), place, piece_rows)
+        is_given = [array.any() and not np.isnan(array).all() for array in before]  # else it is room: counters, or what is to be found
+        assert len(before) == len(there)
+        assert 12 < sum(is_given) < len(there)
+        assert_same_arrays(*([array for array, given in zip(each, is_given, strict=True) if given] for each in (there, before)))
 
 
 LARGE = [
