@@ -51,7 +51,8 @@ for kind in KINDS.values():
         for H in range(1, 71):
             P = H // 2 if H % 3 == 0 and kind.name == "LSTM" else 0
             check(kind, [2, 0, 3, 1, 3, 1, 1], (H * 37) % 70 + 1, H, P, 1 + H % 2, dtype)
-        check(kind, [{SUMMED}, 60, 2], 3, 21, 0, 2, dtype)
+        for H in (20, 25):  # in one piece, in two
+            check(kind, [{SUMMED}, 60, 2], 3, H, 0, 2, dtype)
 print(machine.library().level)
 """
 
