@@ -24,7 +24,7 @@ def test_sort_by_length(case: Case):
     again, twin, facts = np.full(B + 2, -7, np.int64), np.zeros(B, np.int64), np.zeros(3, np.int64)
     indices = [address(item) for item in expected[1:3]]
     machine.run(blocks.MeasureLayout(address(expected[0]), T, *indices, B, address(again[1:]), 0, 0, address(facts)))
-    reference.measure_layout(*expected[:3], twin, facts)
+    reference.measure_layout(*expected[:3], twin, None, None, facts)
     assert again.tolist() == [-7, *twin.tolist(), -7]
     np.testing.assert_array_equal(twin, lengths)
     offsets, twin = np.full(B + 3, -7, np.int64), np.zeros(B + 1, np.int64)
@@ -63,10 +63,10 @@ def test_measure_layout():
         found = [np.full(size + 2, -7, np.int64) for size in (B, len(sizes), B, 3)]
         outputs = [address(item[1:]) * wanted for item, wanted in zip(found, (has_lengths, has_sizes, has_indices, 1), strict=True)]
         machine.run(blocks.MeasureLayout(address(sizes), len(sizes), address(order), address(places), B, *outputs))
-        lengths, facts = np.full(B, -7, np.int64), np.zeros(3, np.int64)
-        reference.measure_layout(sizes, order, places, lengths, facts)
-        expected = [item if wanted else np.full_like(item, -7) for item, wanted in [(lengths, has_lengths), (sizes, has_sizes)]]
-        expected += [order if has_indices else np.full(B, -7), facts]
+        expected = [item[1:-1].copy() for item in map(np.full_like, found, [-7] * 4)]
+        *twins, facts = expected
+        twins = [item if wanted else None for item, wanted in zip(twins, (has_lengths, has_sizes, has_indices), strict=True)]
+        reference.measure_layout(sizes, order, places, *twins, facts)
         for item, twin in zip(found, expected, strict=True):
             assert item.tolist() == [-7, *twin.tolist(), -7], (sizes, order, places)
         seen.add((facts[1] >= 0, facts[2] >= 0, has_lengths, has_sizes, has_indices))
