@@ -248,17 +248,27 @@ def twin_layer(layer: Layer, kept: Kept, n: int) -> Gradients:
     They are those of x, h_0, c_0 and each direction's weights, `weight_ih_reverse` as an example, and what was found on the way in the
     last direction: d_sums (N, sums, H), and of a projection d_projected (N, 1, P) and unprojected (N, H).
     """
-    P, _ = widths(layer.weights[0])
-    found = {"x": np.zeros(layer.x.shape)}
-    states: list[list[Maybe]] = []
-    for k, weights in enumerate(layer.weights):
-        case, saved = layer.direction(k), kept.direction(k, P)
-        sums = twin_backward(case, saved, n)
-        found["x"] += twin_input(layer.kind, weights["weight_ih"], sums.d_sums)
-        found |= {name + SUFFIXES[k]: item for name, item in twin_all_weights(case, saved.out, sums).items()}
-        states.append(sums.d_states)
-    found |= {name: np.stack(each) for name, each in zip(("h_0", "c_0"), zip(*states, strict=True), strict=True) if each[0] is not None}
-    return found | on_the_way(sums, *widths(weights))
+    (P, H), D, (sizes, order, _), B = widths(layer.weights[0]), len(layer.weights), layer.indices, len(layer.indices[1])
+    found = {"x": np.full(layer.x.shape, np.nan), "h_0": np.full((D, B, P), np.nan)}
+    found |= {"c_0": np.full((D, B, H), np.nan)} if CELLS[layer.kind.cell].has_c else {}
+    for weights, end in zip(layer.weights, SUFFIXES[:D], strict=True):
+        found |= {name + end: np.full(weight.shape, np.nan) for name, weight in weights.items()}
+    d_weights = [[found.get(name + end) for name in WEIGHTS] for end in SUFFIXES[:D]]
+    double, kept_in_double = in_double(layer), in_double(kept)
+    saved = [kept_in_double.direction(k, P)[:0:-1] for k in range(D)]  # gates, then c
+    reference_layers.layer_gradient(
+        *(layer.kind.cell, [twin_panels_of(layer.kind, weights, n) for weights in layer.weights], order, sizes),
+        *(double.x, kept_in_double.out, *with_c(double.states), saved, double.d_out, *with_c(double.d_after)),
+        *(found["x"], found["h_0"], found.get("c_0"), d_weights),
+    )
+    last = twin_backward(layer.direction(D - 1), kept.direction(D - 1, P), n)
+    return found | on_the_way(last, P, H)
+
+
+def twin_panels_of(kind: Kind, weights: Weights, n: int) -> list[Maybe]:
+    """Return the gradient panels of one direction: of weight_ih, weight_hh and weight_hr, None where there is none."""
+    found: list[Maybe] = [twin_gradient_panels(kind.cell, over_h, weights[name], n) for over_h, name in enumerate(WEIGHTS[:2])]
+    return [*found, twin_gradient_panels(blocks.LINEAR, 0, weights["weight_hr"], n) if "weight_hr" in weights else None]
 
 
 def on_the_way(sums: Sums, P: int, H: int) -> Gradients:
