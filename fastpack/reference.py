@@ -49,19 +49,30 @@ def sort_by_length(
 
 
 def measure_layout(
-    batch_sizes: Int64Array, sorted_indices: Int64Array, unsorted_indices: Int64Array, lengths: Int64Array, facts: Int64Array
+    batch_sizes: Int64Array,
+    sorted_indices: Int64Array,
+    unsorted_indices: Int64Array,
+    lengths: Int64Array | None,
+    own_sizes: Int64Array | None,
+    own_indices: Int64Array | None,
+    facts: Int64Array,
 ) -> None:
     """Find the sum of batch sizes, the first below 1 or above the one before, and the first index without its inverse.
 
-    Where neither is found, find each sequence's length: the number of steps with more sequences than stand before it.
+    Where neither is found, find each sequence's length, unless None: the number of steps with more sequences than stand before it.
+    `own_sizes` and `own_indices` become copies of batch_sizes and sorted_indices, unless None.
     """
+    if own_sizes is not None:
+        own_sizes[:] = batch_sizes
+    if own_indices is not None:
+        own_indices[:] = sorted_indices
     sizes, B = batch_sizes.tolist(), len(sorted_indices)
     bad_steps = [not 1 <= size <= before for before, size in pairwise([B, *sizes])]
     good = sizes[: bad_steps.index(True)] if any(bad_steps) else sizes
     facts[0] = sum(good) if sum(good) <= LARGEST else -1
     facts[1] = _first(bad_steps)
     facts[2] = _first([not 0 <= i < B or unsorted_indices[i] != place for place, i in enumerate(sorted_indices)])
-    if facts[1] < 0 and facts[2] < 0:
+    if facts[1] < 0 and facts[2] < 0 and lengths is not None:
         for i, place in enumerate(unsorted_indices):
             lengths[i] = np.count_nonzero(batch_sizes > place)
 

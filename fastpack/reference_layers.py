@@ -5,6 +5,7 @@ Letters: B sequences, T steps, N packed rows; F input features, H hidden units, 
 Gates and the gradients of sums are in blocks of `lanes` hidden units, as are weights in panels: see `recur` and `recur_backward`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,55 @@ def weight_gradient(
     for over_h, d_bias in enumerate((d_bias_ih, d_bias_hh)):
         if d_bias is not None:
             d_bias[:] = _by_gate(d_sums, cell, over_h, len(d_bias)).sum(0)
+
+
+def layer_gradient(
+    cell: int,
+    panels: Sequence[Sequence[Array | None]],
+    sorted_indices: Int64Array,
+    batch_sizes: Int64Array,
+    x: Array,
+    out: Array,
+    h_0: Array | None,
+    c_0: Array | None,
+    saved: Sequence[Sequence[Array | None]],
+    d_out: Array | None,
+    d_h_n: Array | None,
+    d_c_n: Array | None,
+    d_x: Array | None,
+    d_h_0: Array | None,
+    d_c_0: Array | None,
+    d_weights: Sequence[Sequence[Array | None]],
+) -> None:
+    """From the gradients of what `recur` returned in each direction to those of a layer's inputs, initial states and weights.
+
+    Of each direction `panels` are the gradient panels of weight_ih, weight_hh and weight_hr, `saved` the gates and c, and `d_weights` what
+    is to be found of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr. Rows of `out` have the directions side by side.
+    """
+    P = out.shape[1] // len(panels)
+    for reverse, (over_x, over_h, projection) in enumerate(panels):
+        if over_x is None or over_h is None:
+            raise ValueError(f"only a projection may have no panels, those of direction {reverse} are not there")
+        own, (gates, c), (_, H, lanes) = slice(reverse * P, (reverse + 1) * P), saved[reverse], over_h.shape
+        H //= GATES.get(cell, 1)
+        d_sums = np.empty((-(-H // lanes), len(x), SUMS.get(cell, 1), lanes), out.dtype)
+        has = projection is not None
+        d_projected, unprojected = np.empty((-(-P // lanes), len(x), 1, lanes), out.dtype), np.empty((len(x), H), out.dtype)
+        h, c_before, d_h, d_c, d_h_before, d_c_before = (
+            None if states is None else states[reverse] for states in (h_0, c_0, d_h_n, d_c_n, d_h_0, d_c_0)
+        )
+        recur_backward(
+            *(cell, reverse, over_h, projection, sorted_indices, batch_sizes, out[:, own], h, c_before, c, gates),
+            *(None if d_out is None else d_out[:, own], d_h, d_c, d_sums, d_projected if has else None, unprojected if has else None),
+            *(d_h_before, d_c_before),
+        )
+        if d_x is not None:
+            input_gradient(cell, over_x, d_sums, reverse, d_x)
+        *d_parts, d_weight_hr = d_weights[reverse]
+        weight_gradient(cell, reverse, sorted_indices, batch_sizes, x, out[:, own], h, d_sums, *d_parts)
+        if has:
+            of_rows = unprojected, None, None, d_projected
+            weight_gradient(LINEAR, reverse, sorted_indices, batch_sizes, *of_rows, d_weight_hr, None, None, None)
 
 
 # ---- where things are

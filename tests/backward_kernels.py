@@ -4,20 +4,41 @@ What is given and found is as in `tests.backward_oracle`. Rows that may lie apar
 wider rows here.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fastpack import blocks, machine
+from fastpack.blocks import D_WEIGHTS, GRADIENT_PANELS
 from fastpack.cells import CELLS, arrivals_items, backward_items, d_sums_items, gradient_panel_items, lanes, weight_gradient_items
 from fastpack.checks import address
-from tests.backward_oracle import Case, Maybe, Products, Saved, Sums, shapes_of, with_c
+from tests.backward_oracle import SUFFIXES, WEIGHTS, Case, Gradients, Kept, Layer, Maybe, Saved, Sums, on_the_way, with_c
 from tests.guarded import Place, as_it_is
-from tests.recurrent_oracle import Kind, Weights, run_at_once, run_kernel, widths
+from tests.recurrent_oracle import run_at_once, run_kernel, widths
 
 Calls = Sequence[tuple[int, int]]
+
+
+class Way(NamedTuple):
+    """How a call of `layer_gradient` is divided: into shares, which are done by these calls, all at once or one after another."""
+
+    shares: int = 1
+    calls: Calls = ((0, 1),)
+    together: int = 0  # 1: shares of the recurrence are of hidden units
+    at_once: bool = True
+
+
+ALONE = Way()
+
+
+def ways() -> list[Way]:
+    """Return ways to divide a call: each share in a call of its own, several in one, a single one, and some more than once."""
+    found = [
+        *(ALONE, Way(2, ((0, 1), (1, 2))), Way(3, ((0, 1), (1, 3))), Way(7, ((0, 7),)), Way(5, ((4, 5),))),
+        *(Way(4, ((2, 3), (0, 1), (3, 4), (1, 2)), at_once=False), Way(3, ((1, 2), (0, 3), (1, 2), (0, 1)), at_once=False)),
+    ]
+    return [way._replace(together=together) for together in (0, 1) for way in found]
 
 
 def where(array: Maybe) -> int:
@@ -95,133 +116,120 @@ def run_forward(case: Case, shares: int = 1, place: Place = as_it_is, together: 
     return Saved(out, c, gates), after
 
 
-def run_backward(
-    case: Case,
-    saved: Saved,
-    shares: int = 1,
-    place: Place = as_it_is,
-    together: Calls = (),
-    wanted: Sequence[bool] = (True, True),
-    cuts: Sequence[int] = (),
-) -> Sums:
-    """Run `recur_backward`. The shares are of sequences, or, with `together`, of hidden units: see `run_kernel`.
+def run_directions(layer: Layer, shares: int = 1, place: Place = as_it_is, together: Calls = ()) -> tuple[Kept, list[np.ndarray]]:
+    """Run `recur` in each direction; return what gradients need, and the states after."""
+    each = [run_forward(layer.direction(k), shares, place, together) for k in range(len(layer.weights))]
+    out, *kept = zip(*[saved for saved, _ in each], strict=True)
+    after = [np.stack(states) for states in zip(*[states for _, states in each], strict=True)]
+    return Kept(np.concatenate(out, 1), *(None if item[0] is None else np.stack(item) for item in kept)), after
 
-    It is run for the pieces into which the steps `cuts` divide the batch, one after another against the order of steps.
+
+class Room(NamedTuple):
+    """What `layer_gradient` needs beside what is given and wanted."""
+
+    d_sums: np.ndarray  # of a piece
+    other_sums: Maybe  # None where there is one piece only
+    d_projected: Maybe
+    unprojected: Maybe
+    workspace: np.ndarray
+    products: np.ndarray
+
+
+def room_for(layer: Layer, way: Way, most: int, place: Place) -> Room:
+    """Return memory of just the sizes that the library calculates for pieces of up to `most` rows."""
+    (P, H), dtype, cell, B = widths(layer.weights[0]), layer.x.dtype, layer.kind.cell, len(layer.indices[1])
+    sums, is_projected = [place(sums_room(cell, most, H, dtype), 64) for _ in range(2)], "weight_hr" in layer.weights[0]
+    d_projected = place(sums_room(blocks.LINEAR, most, P, dtype), 64) if is_projected else None
+    unprojected = placed(np.full((most, H), np.nan, dtype), place) if is_projected else None
+    items = backward_items(B if way.together else -(-B // way.shares), H, P), weight_gradient_items()
+    shares = (place(np.full((way.shares, count), np.nan, dtype), 64) for count in items)
+    return Room(sums[0], sums[1] if most < layer.indices[0].sum() else None, d_projected, unprojected, *shares)
+
+
+def places_for(layer: Layer, wanted: Collection[str] | None, place: Place) -> Gradients:
+    """Return memory for the gradients of initial states and weights, all or those that are wanted."""
+    D, B, has_c = len(layer.weights), len(layer.indices[1]), CELLS[layer.kind.cell].has_c
+    shapes = dict(zip(("h_0", "c_0")[: 1 + has_c], [(D, B, width) for width in widths(layer.weights[0])], strict=False))
+    for weights, end in zip(layer.weights, SUFFIXES[:D], strict=True):
+        shapes |= {name + end: weight.shape for name, weight in weights.items()}
+    names = [name for name in shapes if wanted is None or name in wanted]
+    return {name: place(np.full(shapes[name], np.nan, layer.x.dtype), layer.x.itemsize) for name in names}
+
+
+def panels_of(layer: Layer, place: Place) -> list[Maybe]:
+    """Return the gradient panels of each direction's weights."""
+    found: list[Maybe] = []
+    for weights in layer.weights:
+        found += [run_gradient_panels(layer.kind.cell, over_h, weights[name], place) for over_h, name in enumerate(WEIGHTS[:2])]
+        found.append(run_gradient_panels(blocks.LINEAR, 0, weights["weight_hr"], place) if "weight_hr" in weights else None)
+    return found
+
+
+def saved_of(kept: Kept, place: Place) -> Maybe:
+    """Return each direction's gates and then its c in one piece of memory."""
+    if kept.gates is None:
+        return None
+    parts = [part for k in range(len(kept.gates)) for part in (kept.gates[k], None if kept.c is None else kept.c[k])]
+    return placed(np.concatenate([part.ravel() for part in parts if part is not None]), place)
+
+
+def table_of(arrays: Sequence[Maybe], columns: int, place: Place) -> np.ndarray:
+    """Return the addresses of arrays as a table."""
+    return place(np.array([where(array) for array in arrays], np.int64).reshape(-1, columns), 8)
+
+
+def run_gradients(
+    layer: Layer,
+    kept: Kept,
+    way: Way = ALONE,
+    place: Place = as_it_is,
+    piece_rows: int | None = None,
+    wanted: Collection[str] | None = None,
+) -> Gradients:
+    """Run `layer_gradient` in pieces of up to so many rows, or in one; return what is wanted, by the names of `twin_layer`.
+
+    What was found on the way is there after a single piece only. The gradient of x is packed, wherever it was written: like x itself,
+    but packed where x is padded and steps have less than B rows.
     """
-    (P, H), cell, item, dtype = widths(case.weights), case.kind.cell, case.x.itemsize, case.x.dtype
-    sizes, order = (place(vector, 8) for vector in case.indices[:2])
-    B, projected, pieces = len(order), "weight_hr" in case.weights, pieces_of(case.indices[0], cuts)
-    N = max(piece.N for piece in pieces)
-    panels = run_gradient_panels(cell, 1, case.weights["weight_hh"], place)
-    projection = run_gradient_panels(blocks.LINEAR, 0, case.weights["weight_hr"], place) if projected else None
-    (out, _), (d_out, _) = amid(saved.out, place), amid(case.d_out, place)
-    states, d_after = ([placed(item, place) for item in with_c(pair)] for pair in (case.states, case.d_after))
-    has = [True, CELLS[cell].has_c]
-    d_states = [placed(np.full((B, width), np.nan, dtype), place) if has[k] and wanted[k] else None for k, width in enumerate((P, H))]
-    rows = B if together else -(-B // shares)
-    workspace = place(np.full((shares, backward_items(rows, H, P)), np.nan, dtype), 64)
-    c, gates = (placed(array, place) for array in saved[1:])
-    found: list[Sums] = []
-    later = later_sums = None
-    for piece in pieces if case.reverse else reversed(pieces):
-        d_sums = place(sums_room(cell, N, H, dtype), 64)
-        d_projected = place(sums_room(blocks.LINEAR, N, P, dtype), 64) if projected else None
-        unprojected = placed(np.full((piece.N, H), np.nan, dtype), place) if projected else None
-        arrivals = place(np.zeros(arrivals_items(shares), np.int64), 8) if together else None
-        later_row = 0 if later is None or not case.reverse else later.N - int(sizes[later.last - 1])
-        block = blocks.RecurBackward(
-            *(cell, item, case.reverse, H, P, address(panels), where(projection), address(order), address(sizes), B, len(sizes)),
-            *(*piece[:3], N, address(out), *strides(out), *map(where, states), where(c), where(gates)),
-            *(where(d_out), *strides(d_out), *map(where, d_after)),
-            *(address(d_sums), where(later_sums), later_row, where(d_projected), where(unprojected), *map(where, d_states)),
-            *(address(workspace), workspace.strides[0], where(arrivals), shares),
-        )
-        if together:
-            run_at_once(block, together)
-        else:
-            for call in in_any_order(shares):
-                machine.run(block, *call)
-        assert np.isnan(d_sums[:, piece.N :]).all()
-        parts = written(d_sums, H)[:, : piece.N], None if d_projected is None else written(d_projected, P)[:, : piece.N]
-        found.append(Sums(*parts, unprojected, d_states))
-        later, later_sums = piece, d_sums
-    return joined(found if case.reverse else found[::-1])
-
-
-class Piece(NamedTuple):
-    """Steps of a batch, and their packed rows."""
-
-    first: int
-    last: int
-    row: int
-    N: int
-
-    def of(self, rows: Maybe) -> Maybe:
-        """Return the rows from the piece's first on, packed, or of a padded batch (B, T, ...) in packed order."""
-        return None if rows is None else rows[self.row :] if rows.ndim == 2 else rows[:, self.first :]
-
-
-def pieces_of(sizes: np.ndarray, cuts: Sequence[int]) -> list[Piece]:
-    """Return the pieces between steps."""
-    rows = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    return [Piece(first, last, rows[first], rows[last] - rows[first]) for first, last in pairwise([0, *cuts, len(sizes)])]
-
-
-def joined(found: list[Sums]) -> Sums:
-    """Return what was found for pieces as one."""
-    d_sums, d_projected, unprojected, d_states = zip(*found, strict=True)
-    projected = (None, None) if unprojected[0] is None else (np.concatenate(d_projected, 1), np.concatenate(unprojected))
-    return Sums(np.concatenate(d_sums, 1), *projected, d_states[0])
-
-
-def roomy(d_sums: np.ndarray, cell: int, H: int, place: Place) -> np.ndarray:
-    """Return gradients of sums in the memory that they have in the library."""
-    room = sums_room(cell, d_sums.shape[1], H, d_sums.dtype)
-    room[: len(d_sums)] = d_sums
-    return place(room, 64)
-
-
-def run_input(
-    kind: Kind,
-    weight_ih: np.ndarray,
-    d_sums: np.ndarray,
-    d_x: np.ndarray,
-    add: int,
-    calls: Iterable[tuple[int, int]],
-    place: Place = as_it_is,
-) -> np.ndarray:
-    """Run `input_gradient` on the packed rows of each pair (begin, end), over rows like d_x; `add` is to what is there."""
-    F, H, N = weight_ih.shape[1], len(weight_ih) // CELLS[kind.cell].gates, d_sums.shape[1]
-    panels = run_gradient_panels(kind.cell, 0, weight_ih, place)
-    (found, wide), given = amid(d_x, place), roomy(d_sums, kind.cell, H, place)
-    sizes = kind.cell, d_x.itemsize, F, H
-    block = blocks.InputGradient(*sizes, address(panels), address(given), N, d_x.shape[0], add, address(found), *strides(found))
-    for call in calls:
-        machine.run(block, *call)
-    assert_alone(found, wide)
-    return found
-
-
-def run_weights(
-    products: Products, shares: int = 1, place: Place = as_it_is, wanted: Sequence[str] = (), cuts: Sequence[int] = ()
-) -> Weights:
-    """Run `weight_gradient`, in pieces as `run_backward`; return the gradients by their names, all or those that are wanted."""
-    cell, reverse, H, x, (sizes, order, _), out, h_0, d_sums = products
-    item, F, P = x.itemsize, x.shape[-1], 0 if out is None else out.shape[-1]
-    pieces = pieces_of(sizes, cuts)
-    shapes = shapes_of(products)
-    found = {name: placed(np.full(shapes[name], np.nan, x.dtype), place) for name in wanted or shapes}
-    workspace = place(np.full((shares, weight_gradient_items()), np.nan, x.dtype), 64)
-    (x, _), (out, _) = amid(x, place), amid(out, place)
-    h_0, sizes, order = placed(h_0, place), place(sizes, 8), place(order, 8)
-    for add, piece in enumerate(pieces if reverse else reversed(pieces)):
-        room, some, outs = roomy(d_sums[:, piece.row : piece.row + piece.N], cell, H, place), piece.of(x), piece.of(out)
-        block = blocks.WeightGradient(
-            *(cell, item, reverse, F, H, P, address(order), address(sizes), len(order), len(sizes), piece.first, piece.N, room.shape[1]),
-            *(address(some), *strides(some), where(outs), *strides(outs), where(h_0), address(room), min(add, 1)),
-            *(where(found.get(name)) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-            *(address(workspace), workspace.strides[0], shares),
-        )
-        for call in in_any_order(shares):
+    (P, H), D, (sizes, order, _), item = widths(layer.weights[0]), len(layer.weights), layer.indices, layer.x.itemsize
+    N, F, B, T = int(sizes.sum()), layer.x.shape[-1], len(order), len(sizes)
+    most = N if piece_rows is None else piece_rows
+    room, panels, found = room_for(layer, way, most, place), panels_of(layer, place), places_for(layer, wanted, place)
+    like_x = layer.x if layer.x.ndim == 2 or N == B * T else np.empty((N, F), layer.x.dtype)
+    d_x, wide = amid(np.full_like(like_x, np.nan) if wanted is None or "x" in wanted else None, place)
+    (x, _), (out, _), (d_out, _) = (amid(rows, place) for rows in (layer.x, kept.out, layer.d_out))
+    states, d_after = ([placed(array, place) for array in with_c(pair)] for pair in (layer.states, layer.d_after))
+    saved, order, sizes = saved_of(kept, place), place(order, 8), place(sizes, 8)
+    d_weights = table_of([found.get(name + end) for end in SUFFIXES[:D] for name in WEIGHTS], D_WEIGHTS, place)
+    table = table_of(panels, GRADIENT_PANELS, place)
+    arrivals = place(np.zeros(arrivals_items(way.shares), np.int64), 8) if way.shares > 1 else None
+    block = blocks.LayerGradient(
+        *(layer.kind.cell, item, D, F, H, P, address(table), address(order), address(sizes), B, T, N),
+        *(address(x), *strides(x), address(out), *strides(out), *map(where, states), where(saved)),
+        *(where(d_out), *strides(d_out), *map(where, d_after)),
+        *(where(d_x), *strides(d_x), where(found.get("h_0")), where(found.get("c_0")), address(d_weights)),
+        *(most, *map(where, room[:4]), address(room.workspace), room.workspace.strides[0], address(room.products)),
+        *(room.products.strides[0], way.together, where(arrivals), way.shares),
+    )
+    if way.at_once:
+        run_at_once(block, way.calls)
+    else:
+        for call in way.calls:
             machine.run(block, *call)
-    return found
+    if d_x is not None:
+        assert_alone(d_x, wide)
+        found["x"] = d_x if d_x.ndim == 2 else d_x.swapaxes(0, 1).reshape(N, F)
+    return found | found_on_the_way(room, N, P, H)
+
+
+def found_on_the_way(room: Room, N: int, P: int, H: int) -> Gradients:
+    """Return what a single piece of N rows left in memory, beside which nothing was written."""
+    sums, projected = written(room.d_sums, H), None if room.d_projected is None else written(room.d_projected, P)
+    if room.other_sums is not None:
+        written(room.other_sums, H)
+        return {}
+    for rows in (sums, projected):
+        assert rows is None or np.isnan(rows[:, N:]).all()
+    assert room.unprojected is None or np.isnan(room.unprojected[N:]).all()
+    projected, unprojected = (None, None) if projected is None else (projected[:, :N], room.unprojected[:N])
+    return on_the_way(Sums(sums[:, :N], projected, unprojected, []), P, H)

@@ -1,16 +1,31 @@
-"""The backward pass of one direction by the twins, in float64, kernel by kernel and as a whole."""
+"""The backward pass by the twins, in float64: of one direction, step by step of the way, and of a layer as a whole."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastpack import blocks, reference_layers
+from fastpack import blocks, reference, reference_layers
 from fastpack.cells import CELLS
 from tests.oracle import layout
-from tests.recurrent_oracle import Kind, Weights, batch_of, of_direction, states_of, twin_panels, weights_of, widths
+from tests.recurrent_oracle import (
+    CLOSE,
+    Kind,
+    Weights,
+    assert_close,
+    assert_same_arrays,
+    batch_of,
+    of_direction,
+    states_of,
+    twin_panels,
+    weights_of,
+    widths,
+)
 
 Maybe = np.ndarray | None
+Gradients = dict[str, np.ndarray]  # by names: see twin_layer
+WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"  # of a direction, in the kernel's order
+SUFFIXES = "", "_reverse"
 
 
 class Case(NamedTuple):
@@ -26,16 +41,48 @@ class Case(NamedTuple):
     d_after: list[Maybe]  # of h_n and c_n
 
 
+class Layer(NamedTuple):
+    """A layer in all its directions and what it is called with, and the gradients of what it returns."""
+
+    kind: Kind
+    weights: list[Weights]  # of each direction
+    x: np.ndarray  # (N, F), or padded (B, T, F)
+    indices: Any
+    states: list[np.ndarray]  # h (D, B, P), and c (D, B, H) if the cell has it; or none
+    d_out: Maybe  # (N, D * P), or padded
+    d_after: list[Maybe]  # of h_n and c_n
+
+    def direction(self, k: int) -> Case:
+        """Return one direction; rows have to be packed."""
+        P, _ = widths(self.weights[0])
+        states, d_after = ([None if item is None else item[k] for item in pair] for pair in (self.states, self.d_after))
+        d_out = None if self.d_out is None else self.d_out[:, k * P : (k + 1) * P]
+        return Case(self.kind, self.weights[k], self.x, self.indices, states, k, d_out, d_after)
+
+
 class Saved(NamedTuple):
-    """What the backward pass is given of the forward pass."""
+    """What the backward pass is given of the forward pass in one direction."""
 
     out: np.ndarray
     c: Maybe  # (N, H)
     gates: Maybe  # (N, saved * H)
 
 
+class Kept(NamedTuple):
+    """The same of all directions."""
+
+    out: np.ndarray  # (N, D * P), or padded
+    c: Maybe  # (D, N, H)
+    gates: Maybe  # (D, N, saved * H)
+
+    def direction(self, k: int, P: int) -> Saved:
+        """Return what is of one direction; rows have to be packed."""
+        c, gates = (None if item is None else item[k] for item in self[1:])
+        return Saved(self.out[:, k * P : (k + 1) * P], c, gates)
+
+
 class Sums(NamedTuple):
-    """What `recur_backward` finds."""
+    """What the twin `recur_backward` finds."""
 
     d_sums: np.ndarray  # (H / lanes, N, sums, lanes), anything beyond H
     d_projected: Maybe  # (P / lanes, N, 1, lanes)
@@ -44,7 +91,7 @@ class Sums(NamedTuple):
 
 
 class Products(NamedTuple):
-    """What `weight_gradient` is given. A projection, of P rows of weights, is LINEAR with P in place of H, and has no `out`."""
+    """What the twin `weight_gradient` is given. A projection, of P rows of weights, is LINEAR with P in place of H, and has no `out`."""
 
     cell: int
     reverse: int
@@ -76,6 +123,17 @@ def case_of(
     return Case(kind, weights, batch_of(lengths, F, dtype).data, layout(lengths), states, reverse, d_out, d_after)
 
 
+def layer_case(
+    kind: Kind, lengths: Sequence[int], F: int, H: int, P: int = 0, D: int = 1, dtype: Any = np.float32, bias: bool = True
+) -> Layer:
+    """Return a layer of D directions with all that can be given, likewise."""
+    P = P if kind.name == "LSTM" else 0
+    weights = weights_of(kind, F, H, P, 1, D, bias, dtype)
+    states, d_after = (states_of(kind, D, len(lengths), H, P, dtype, seed) for seed in (1, 5))
+    x, d_out = (batch_of(lengths, width, dtype, seed).data for width, seed in ((F, 2), (D * (P or H), 4)))
+    return Layer(kind, [of_direction(weights, "_l0" + end) for end in SUFFIXES[:D]], x, layout(lengths), states, d_out, d_after)
+
+
 def in_double(case: Any) -> Any:
     """Return a tuple, list or dict with all floating-point arrays in float64."""
     if isinstance(case, np.ndarray):
@@ -94,13 +152,12 @@ def of_units(d_sums: np.ndarray, H: int) -> np.ndarray:
     return np.moveaxis(d_sums, 0, 2).reshape(N, sums, count * n)[..., :H]
 
 
-def in_blocks(values: np.ndarray, n: int) -> np.ndarray:
-    """Return gradients of sums (N, sums, H) in blocks of n lanes, with NaN beyond H."""
-    N, sums, H = values.shape
-    count = -(-H // n)
-    padded = np.full((N, sums, count * n), np.nan, values.dtype)
-    padded[..., :H] = values
-    return np.ascontiguousarray(np.moveaxis(padded.reshape(N, sums, count, n), 2, 0))
+def padded(rows: np.ndarray, indices: Any, steps_first: bool) -> np.ndarray:
+    """Return packed rows as a padded batch (B, T, ...) in packed order, with NaN behind each sequence."""
+    sizes, order, _ = indices
+    found = np.full((len(order), len(sizes), *rows.shape[1:]), np.nan, rows.dtype)
+    reference.unpack_listed(list(found), np.arange(len(order)), sizes, rows)
+    return np.ascontiguousarray(found.swapaxes(0, 1)).swapaxes(0, 1) if steps_first else found
 
 
 def with_c(pair: Sequence[Maybe]) -> list[Maybe]:
@@ -170,11 +227,70 @@ def twin_gradients(case: Case, n: int = 4) -> tuple[np.ndarray, list[Maybe], Wei
     """Return the gradients of x, the initial states and the weights, all twins one after another."""
     saved = twin_forward(case, n)
     sums = twin_backward(case, saved, n)
+    return twin_input(case.kind, case.weights["weight_ih"], sums.d_sums), sums.d_states, twin_all_weights(case, saved.out, sums)
+
+
+def twin_all_weights(case: Case, out: np.ndarray, sums: Sums) -> Weights:
+    """Return the gradients of the weights that there are."""
     P, H = widths(case.weights)
     h_0 = with_c(case.states)[0]
-    found = twin_weights(Products(case.kind.cell, case.reverse, H, case.x, case.indices, saved.out, h_0, sums.d_sums))
+    found = twin_weights(Products(case.kind.cell, case.reverse, H, case.x, case.indices, out, h_0, sums.d_sums))
     found = {name: item for name, item in found.items() if name in case.weights}
     if sums.d_projected is not None:
         products = Products(blocks.LINEAR, case.reverse, P, sums.unprojected, case.indices, None, None, sums.d_projected)
         found["weight_hr"] = twin_weights(products)["weight_ih"]
-    return twin_input(case.kind, case.weights["weight_ih"], sums.d_sums), sums.d_states, found
+    return found
+
+
+def twin_layer(layer: Layer, kept: Kept, n: int) -> Gradients:
+    """Return all gradients of a layer, from what was kept with n lanes.
+
+    They are those of x, h_0, c_0 and each direction's weights, `weight_ih_reverse` as an example, and what was found on the way in the
+    last direction: d_sums (N, sums, H), and of a projection d_projected (N, 1, P) and unprojected (N, H).
+    """
+    (P, H), D, (sizes, order, _), B = widths(layer.weights[0]), len(layer.weights), layer.indices, len(layer.indices[1])
+    found = {"x": np.full(layer.x.shape, np.nan), "h_0": np.full((D, B, P), np.nan)}
+    found |= {"c_0": np.full((D, B, H), np.nan)} if CELLS[layer.kind.cell].has_c else {}
+    for weights, end in zip(layer.weights, SUFFIXES[:D], strict=True):
+        found |= {name + end: np.full(weight.shape, np.nan) for name, weight in weights.items()}
+    d_weights = [[found.get(name + end) for name in WEIGHTS] for end in SUFFIXES[:D]]
+    double, kept_in_double = in_double(layer), in_double(kept)
+    saved = [kept_in_double.direction(k, P)[:0:-1] for k in range(D)]  # gates, then c
+    reference_layers.layer_gradient(
+        *(layer.kind.cell, [twin_panels_of(layer.kind, weights, n) for weights in layer.weights], order, sizes),
+        *(double.x, kept_in_double.out, *with_c(double.states), saved, double.d_out, *with_c(double.d_after)),
+        *(found["x"], found["h_0"], found.get("c_0"), d_weights),
+    )
+    last = twin_backward(layer.direction(D - 1), kept.direction(D - 1, P), n)
+    return found | on_the_way(last, P, H)
+
+
+def twin_panels_of(kind: Kind, weights: Weights, n: int) -> list[Maybe]:
+    """Return the gradient panels of one direction: of weight_ih, weight_hh and weight_hr, None where there is none."""
+    found: list[Maybe] = [twin_gradient_panels(kind.cell, over_h, weights[name], n) for over_h, name in enumerate(WEIGHTS[:2])]
+    return [*found, twin_gradient_panels(blocks.LINEAR, 0, weights["weight_hr"], n) if "weight_hr" in weights else None]
+
+
+def on_the_way(sums: Sums, P: int, H: int) -> Gradients:
+    """Return what was found on the way by names, without what is beyond H."""
+    found = {"d_sums": of_units(sums.d_sums, H)}
+    if sums.d_projected is None or sums.unprojected is None:
+        return found
+    return found | {"d_projected": of_units(sums.d_projected, P), "unprojected": sums.unprojected}
+
+
+# ---- comparisons, name by name
+
+
+def assert_all_close(found: Gradients, expected: Gradients) -> None:
+    """Compare with gradients in float64."""
+    assert found.keys() == expected.keys()
+    for name, item in found.items():
+        assert_close([item], [expected[name]], CLOSE[item.dtype])
+
+
+def assert_all_same(found: Gradients, expected: Gradients) -> None:
+    """Compare bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, item in found.items():
+        assert_same_arrays([item], [expected[name]])

@@ -216,7 +216,7 @@ def run_kernel(
     return out, after
 
 
-def run_at_once(block: blocks.Recur, calls: Sequence[tuple[int, int]]) -> None:
+def run_at_once(block: tuple[Any, ...], calls: Sequence[tuple[int, int]]) -> None:
     """Run a kernel's shares, those of each pair (begin, end) in a thread."""
     threads = [threading.Thread(target=machine.run, args=(block, *call)) for call in calls]
     for thread in threads:

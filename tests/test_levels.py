@@ -15,12 +15,13 @@ HERE = Path(__file__).parent
 FILES = [
     *("test_packing.py", "test_reference.py", "test_reference_layouts.py", "test_layout.py", "test_fingerprint.py"),
     *("test_reference_recurrent.py", "test_recurrent.py", "test_from_state_dict.py"),
-    *("test_recurrent_backward.py", "test_gradient_products.py", "test_backward_memory.py", "test_reference_batches.py"),
+    *("test_recurrent_backward.py", "test_gradient_products.py", "test_gradient_pieces.py", "test_backward_memory.py"),
+    "test_reference_batches.py",
 ]
 # of code that differs only in how it is loaded: what calls each kernel
 LOADED = [
-    *("test_packing.py", "test_recurrent.py", "test_fingerprint.py", "test_recurrent_backward.py::test_recur_backward"),
-    *("test_gradient_products.py::test_input_gradient", "test_gradient_products.py::test_weight_gradient_of_a_padded_batch"),
+    *("test_packing.py", "test_recurrent.py", "test_fingerprint.py", "test_recurrent_backward.py::test_layer_gradient"),
+    *("test_gradient_products.py::test_gradient_panels", "test_gradient_products.py::test_products_of_a_padded_batch"),
 ]
 LOWER = machine.supported_levels()[:-1]  # all tests here run at the highest
 Outcome = tuple[int, str, str]  # exit status, the kernels that were used, what was printed

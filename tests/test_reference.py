@@ -66,7 +66,8 @@ BLOCKS = [item for item in vars(blocks).values() if isinstance(item, type) and i
 def test_every_kernel_has_a_twin_with_its_argument_names():
     assert len(BLOCKS) >= 17
     known = "strides", "row_shape"  # by an array itself
-    scratch = "workspace", "arrivals", "later_sums", "bins", "rooms", "following", "fitting"  # for a kernel alone
+    scratch = {"workspace", "arrivals", "products", "bins", "rooms", "following", "fitting"}  # for a kernel alone
+    scratch |= {"d_sums", "other_sums", "d_projected", "unprojected"}  # of pieces of the steps
     for block in BLOCKS:
         name = machine.kernel_name(block)
         twin = getattr(reference, name, None) or getattr(reference_layers, name)

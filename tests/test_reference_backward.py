@@ -10,7 +10,7 @@ from torch.nn.utils import rnn
 
 from fastpack import Packed, blocks, reference_layers
 from fastpack.blocks import GRU, LSTM
-from tests.backward_oracle import Case, Maybe, case_of, twin_backward, twin_forward, twin_gradients
+from tests.backward_oracle import Case, Kept, Maybe, case_of, layer_case, twin_backward, twin_forward, twin_gradients, twin_layer
 from tests.oracle import layout
 from tests.recurrent_oracle import KINDS, Kind, Weights, assert_close, batch_of, of_direction, states_of, weights_of
 from tests.torch_oracle import layer_of_torch
@@ -95,6 +95,25 @@ def test_zeros_are_what_is_not_given(kind: Kind, reverse: int):
         found = twin_gradients(case._replace(**{part: nothing}))
         for one, other in zip([found[0], *found[2].values()], [expected[0], *expected[2].values()], strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@each_kind
+@pytest.mark.parametrize(("D", "P"), [(1, 0), (2, 0), (2, 3)])
+def test_the_gradients_of_a_layer_are_those_of_its_directions(kind: Kind, D: int, P: int):
+    layer = layer_case(kind, LENGTHS, 3, 7, P, D, np.float64)
+    each = [twin_forward(layer.direction(k), 4) for k in range(D)]
+    c, gates = (None if parts[0] is None else np.stack(parts) for parts in zip(*[saved[1:] for saved in each], strict=True))
+    found = twin_layer(layer, Kept(np.concatenate([saved.out for saved in each], 1), c, gates), 4)
+    d_x = np.zeros_like(layer.x)
+    for k, suffix in enumerate(("", "_reverse")[:D]):
+        d_x_k, d_states, d_weights = twin_gradients(layer.direction(k))
+        d_x += d_x_k
+        for name, state in zip(("h_0", "c_0"), d_states, strict=True):
+            if state is not None:
+                np.testing.assert_array_equal(found[name][k], state)
+        for name, gradient in d_weights.items():
+            np.testing.assert_array_equal(found[name + suffix], gradient)
+    assert_close([found["x"]], [d_x], 1e-15)
 
 
 def test_a_wrong_gradient_is_noticed():

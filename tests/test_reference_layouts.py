@@ -23,8 +23,8 @@ def test_sort_by_length(case: Case):
         assert item.tolist() == [-7, *twin.tolist(), -7]
     again, twin, facts = np.full(B + 2, -7, np.int64), np.zeros(B, np.int64), np.zeros(3, np.int64)
     indices = [address(item) for item in expected[1:3]]
-    machine.run(blocks.MeasureLayout(address(expected[0]), T, *indices, B, address(again[1:]), address(facts)))
-    reference.measure_layout(*expected[:3], twin, facts)
+    machine.run(blocks.MeasureLayout(address(expected[0]), T, *indices, B, address(again[1:]), 0, 0, address(facts)))
+    reference.measure_layout(*expected[:3], twin, None, None, facts)
     assert again.tolist() == [-7, *twin.tolist(), -7]
     np.testing.assert_array_equal(twin, lengths)
     offsets, twin = np.full(B + 3, -7, np.int64), np.zeros(B + 1, np.int64)
@@ -51,7 +51,7 @@ def test_measure_lengths():
 def test_measure_layout():
     random, most = np.random.default_rng(1), 2**63 - 1
     seen = set()
-    for trial in range(600):
+    for trial in range(1200):
         B = int(random.integers(1, 5))
         sizes = np.sort(random.integers(1, B + 1, random.integers(0, 5)))[::-1].copy()
         order = random.permutation(B)
@@ -59,12 +59,40 @@ def test_measure_layout():
         for wrong in (sizes, order, places)[: trial % 4]:
             if len(wrong):
                 wrong[random.integers(len(wrong))] = random.choice([-1, 0, B - 1, B, most])
-        facts, twin = np.full(5, -7, np.int64), np.zeros(3, np.int64)
-        lengths, twin_lengths = np.full(B + 2, -7, np.int64), np.full(B, -7, np.int64)
-        addresses = [address(item) for item in (order, places)]
-        machine.run(blocks.MeasureLayout(address(sizes), len(sizes), *addresses, B, address(lengths[1:]), address(facts[1:])))
-        reference.measure_layout(sizes, order, places, twin_lengths, twin)
-        assert facts.tolist() == [-7, *twin.tolist(), -7], (sizes, order, places)
-        assert lengths.tolist() == [-7, *twin_lengths.tolist(), -7], (sizes, order, places)
-        seen.add((twin[1] >= 0, twin[2] >= 0))
-    assert len(seen) == 4  # good and bad ones of both kinds came up
+        has_lengths, has_sizes, has_indices = (trial // 4 // bit % 2 for bit in (1, 2, 4))
+        found = [np.full(size + 2, -7, np.int64) for size in (B, len(sizes), B, 3)]
+        outputs = [address(item[1:]) * wanted for item, wanted in zip(found, (has_lengths, has_sizes, has_indices, 1), strict=True)]
+        machine.run(blocks.MeasureLayout(address(sizes), len(sizes), address(order), address(places), B, *outputs))
+        expected = [item[1:-1].copy() for item in map(np.full_like, found, [-7] * 4)]
+        *twins, facts = expected
+        twins = [item if wanted else None for item, wanted in zip(twins, (has_lengths, has_sizes, has_indices), strict=True)]
+        reference.measure_layout(sizes, order, places, *twins, facts)
+        for item, twin in zip(found, expected, strict=True):
+            assert item.tolist() == [-7, *twin.tolist(), -7], (sizes, order, places)
+        seen.add((facts[1] >= 0, facts[2] >= 0, has_lengths, has_sizes, has_indices))
+    assert len(seen) == 4 * 8  # good and bad ones of both kinds came up, with and without each output
+
+
+def test_what_is_measured_of_a_layout_is_the_copy():
+    lengths = [2, 5, 0, 3, 5]
+    sizes, order, places = layout(lengths)
+
+    def measured(has_copies: bool) -> tuple[list[int], list[int]]:
+        # a copy begins one item before what is copied: once it is made, all that stood there has moved on by one
+        moving = [np.concatenate([[-7], item]) for item in (sizes, order)]
+        there = [address(item[1:]) for item in moving]
+        copies = [address(item) if has_copies else 0 for item in moving]
+        if not has_copies:
+            for item in moving:
+                item[1:-1] = item[2:]
+        facts, found = np.full(3, -7, np.int64), np.full(len(order), -7, np.int64)
+        rest = address(places), len(order), address(found), *copies, address(facts)
+        machine.run(blocks.MeasureLayout(there[0], len(sizes), there[1], *rest))
+        assert [item[1:].tolist() for item in moving] == [[*item[1:], item[-1]] for item in (sizes.tolist(), order.tolist())]
+        return facts.tolist(), found.tolist()
+
+    assert measured(True) == ([sum(lengths), -1, -1], lengths)
+    facts, found = measured(False)
+    assert facts[0] < sum(lengths)
+    assert facts[2] == 0
+    assert found == [-7] * len(lengths)
