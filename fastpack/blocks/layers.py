@@ -97,7 +97,7 @@ class LayerGradient(NamedTuple):
     """From gradients of what `recur` returned to those of a layer's inputs, initial states and weights, in all its directions.
 
     Shares: threads, which all do one phase after another together, as those of `Recur` with `arrivals` do: any calls come to the same
-    result. The numbers are the same for any number of shares.
+    result, of which no two at the same time begin with the same share. The numbers are the same for any number of shares.
 
     Gradients of the sums are in panels: [block of `lanes` units][row][sum][lane], where lanes beyond H are anything; of a GRU, whose
     n has a sum over x and one over h, the sums are n over x, r, z, n over h. They are those of one piece of the steps at a time.
@@ -135,7 +135,7 @@ class LayerGradient(NamedTuple):
     d_h_0: Bytes  # out (directions, B, P)
     d_c_0: Bytes  # out (directions, B, H)
     d_weights: Pointers  # (directions, D_WEIGHTS): out weight_ih (G * H, F), weight_hh (G * H, P), bias_ih, bias_hh, weight_hr (P, H)
-    piece_rows: Size  # how many rows a piece may have, B at least
+    piece_rows: Size  # how many rows a piece may have, those of the largest step at least
     d_sums: Bytes  # cells.d_sums_items(...) items for the gradients of a piece's sums, at a multiple of 64 bytes
     other_sums: Bytes  # the same for those of the next piece; where there is one piece only, anything
     d_projected: Bytes  # likewise of the projection, whose sums are the states h; 0 where there is none
