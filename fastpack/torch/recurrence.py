@@ -40,7 +40,7 @@ DTYPES = {torch.float32, torch.float64}
 FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 NOTHING = 0, None
-SPARE = 1 << 17  # bytes of memory that is kept for the next call that needs no more
+SPARE = 1 << 24  # bytes of memory that is kept for the next call: a new tensor takes 2 us and, where pages went back to the system, 1 us each
 
 _dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
 
@@ -286,9 +286,10 @@ def division(plan: Plan, rows: Rows) -> tuple[int, bool]:
 
 
 class Spare(NamedTuple):
-    """Memory of SPARE bytes for the workspaces of one call at a time."""
+    """Memory for the workspaces of one call at a time."""
 
     address: int  # a multiple of ALIGNED
+    nbytes: int
     memory: Any
 
 
@@ -297,22 +298,18 @@ _spares: list[Spare] = []  # those in no call's hands
 
 def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
     """Return the address of memory for all shares, the bytes of one, and what holds it, to be given back after the call."""
-    whole = shares * share_bytes + ALIGNED
-    if whole <= SPARE:
-        try:
-            spare = _spares.pop()  # a new tensor would take 2 us
-        except IndexError:
-            small = (ctypes.c_char * SPARE)()
-            spare = Spare(_aligned(ctypes.addressof(small)), small)
-        return spare.address, share_bytes, spare
-    large = in_huge_pages(torch.empty(whole, dtype=torch.uint8, device="cpu"))
-    return _aligned(large.data_ptr()), share_bytes, large
+    whole = shares * share_bytes
+    spare = _spares.pop() if _spares and whole <= SPARE else None
+    if spare is None or spare.nbytes < whole:
+        memory = in_huge_pages(torch.empty(whole + ALIGNED, dtype=torch.uint8, device="cpu"))
+        spare = Spare(_aligned(memory.data_ptr()), whole, memory)
+    return spare.address, share_bytes, spare
 
 
-def give_back(memory: Any) -> None:
-    """Keep what `room_for` returned for the next call, where it is small. It may also be let go, as where an error ended the call."""
-    if type(memory) is Spare:
-        _spares.append(memory)
+def give_back(spare: Spare) -> None:
+    """Keep what `room_for` returned for the next call, unless it is large. It may also be let go, as where an error ended the call."""
+    if spare.nbytes <= SPARE:
+        _spares.append(spare)
 
 
 def _aligned(address: int) -> int:
