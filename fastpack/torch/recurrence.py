@@ -3,7 +3,6 @@
 Letters: B sequences, T steps, N packed rows, F input features, H hidden units, P the width of the state h, L layers, D directions.
 """
 
-import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -40,7 +39,7 @@ DTYPES = {torch.float32, torch.float64}
 FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 NOTHING = 0, None
-SPARE = 1 << 24  # bytes of memory that is kept for the next call: a new tensor takes 2 us and, where pages went back to the system, 1 us each
+SPARE = 1 << 24  # bytes of memory that is kept for the next call: a new tensor takes 2 us, and 1 us for each page that went back
 
 _dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
 
