@@ -105,3 +105,11 @@ def hostile_compilation(folder: Path) -> bytes:
         for name, value in hostile.items():
             patch.setenv(name, value)
         return compiler.object_code(machine.supported_levels()[-1])
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the arguments of a run of `fastpack score`, in a folder that has what they name: see score_jobs.py."""
+    from tests import score_jobs
+
+    return score_jobs.prepare(tmp_path, monkeypatch)

@@ -106,9 +106,12 @@ class Resident:
 
 
 def grown(dataset: RaggedDataset, keeps: bool = False) -> int:
-    """Return by how many bytes a worker is larger in the second half of 1,000 batches than early in the first."""
+    """Return by how many bytes a worker is larger in the second half of 1,000 batches than early in the first.
+
+    It is a new process: one that is forked has all the memory that tests before have let go, and fills that first.
+    """
     batches = [np.random.default_rng(k).integers(250 * (k % 4), 250 * (k % 4) + 250, 16).tolist() for k in range(1000)]
-    resident = list(loader(dataset, batch_sampler=batches, num_workers=1, collate_fn=Resident(keeps)))
+    resident = list(loader(dataset, batch_sampler=batches, num_workers=1, collate_fn=Resident(keeps), multiprocessing_context="spawn"))
     return max(resident[500:]) - max(resident[100:500])
 
 

@@ -292,14 +292,18 @@ class Spare(NamedTuple):
     memory: Any
 
 
+NO_SPARE = Spare(0, 0, None)
 _spares: list[Spare] = []  # those in no call's hands
 
 
 def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
     """Return the address of memory for all shares, the bytes of one, and what holds it, to be given back after the call."""
     whole = shares * share_bytes
-    spare = _spares.pop() if _spares and whole <= SPARE else None
-    if spare is None or spare.nbytes < whole:
+    try:
+        spare = _spares.pop() if whole <= SPARE else NO_SPARE
+    except IndexError:
+        spare = NO_SPARE
+    if spare.nbytes < whole or not spare.address:
         memory = in_huge_pages(torch.empty(whole + ALIGNED, dtype=torch.uint8, device="cpu"))
         spare = Spare(_aligned(memory.data_ptr()), whole, memory)
     return spare.address, share_bytes, spare
