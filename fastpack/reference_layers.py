@@ -2,7 +2,8 @@
 
 Letters: B sequences, T steps, N packed rows; F input features, H hidden units, P the width of the state h; G gates.
 
-Gates and the gradients of sums are in blocks of `lanes` hidden units, as are weights in panels: see `recur` and `recur_backward`.
+Gates and the gradients of sums are in blocks of `lanes` hidden units, as are weights in panels: see `recur` and `recur_backward`,
+which is a part of `layer_gradient`, as are `input_gradient` and `weight_gradient`.
 """
 
 from collections.abc import Sequence

@@ -161,11 +161,11 @@ def test_what_gradients_need_is_written_whole_and_nothing_beside_it() -> None:
 def test_workspaces_are_large_enough(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     memories: list[tuple[Tensor, int, int]] = []
 
-    def among_canaries(shares: int, share_bytes: int) -> tuple[int, int, recurrence.Spare]:
-        memory = torch.full((shares * share_bytes + 512,), CANARY, dtype=torch.uint8)
+    def among_canaries(nbytes: int) -> recurrence.Spare:
+        memory = torch.full((nbytes + 512,), CANARY, dtype=torch.uint8)
         start = -(-(memory.data_ptr() + 128) // 64) * 64
-        memories.append((memory, start - memory.data_ptr(), start - memory.data_ptr() + shares * share_bytes))
-        return start, share_bytes, recurrence.Spare(start, recurrence.SPARE + 1, memory)  # too large to be kept
+        memories.append((memory, start - memory.data_ptr(), start - memory.data_ptr() + nbytes))
+        return recurrence.Spare(start, recurrence.SPARE + 1, memory)  # too large to be kept
 
     monkeypatch.setattr(by_kernels, "room_for", among_canaries)
     monkeypatch.setattr(recurrence, "room_for", among_canaries)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fastpack.torch as fp
+from fastpack.torch import recurrence
 from tests.conftest import Child
 from tests.gradients import kernels_differentiate
 from tests.layers import F, assert_same_bits, flat, packed, pair
@@ -29,6 +30,36 @@ def in_threads(*tasks: threading.Thread) -> None:
     for task in tasks:
         task.join(120)
         assert not task.is_alive()
+
+
+@pytest.fixture
+def no_spares(monkeypatch: pytest.MonkeyPatch) -> list[recurrence.Spare]:
+    """Have no memory kept, and return the list of what is from then on."""
+    spares: list[recurrence.Spare] = []
+    monkeypatch.setattr(recurrence, "_spares", spares)
+    return spares
+
+
+def test_workspaces_are_in_one_calls_hands(no_spares: list[recurrence.Spare]) -> None:
+    one, two = recurrence.room_for(1000), recurrence.room_for(1000)
+    assert one.address + 1000 <= two.address or two.address + 1000 <= one.address
+    assert one.address % 64 == two.address % 64 == 0
+    recurrence.give_back(one)
+    assert recurrence.room_for(500) is one
+    assert recurrence.room_for(500) is not one
+    recurrence.give_back(two)
+    larger = recurrence.room_for(1001)
+    assert larger.nbytes >= 1001
+    recurrence.give_back(larger)
+    assert recurrence.room_for(1) is larger
+
+
+def test_what_is_kept_of_workspaces_has_a_limit(no_spares: list[recurrence.Spare]) -> None:
+    recurrence.give_back(recurrence.room_for(recurrence.SPARE + 1))
+    assert not no_spares
+    for spare in [recurrence.room_for(10) for _ in range(2 * recurrence.SPARES)]:
+        recurrence.give_back(spare)
+    assert len(no_spares) == recurrence.SPARES
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
@@ -66,6 +97,7 @@ from datetime import timedelta
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 import fastpack.torch as fp
+from fastpack.torch import recurrence
 
 LENGTHS = [5, 1, 4, 9, 2, 9]
 
@@ -97,6 +129,7 @@ def work(rank, folder):
     model = DistributedDataParallel(Model())
     found = gradients(model, [lambda: loss_of(model, range(rank, 6, 2))] * 2)
     torch.save(found * 2, os.path.join(folder, str(rank)))  # means of the processes' sums
+    del model  # which holds the group's threads: torch aborts some processes that end with both
     distributed.destroy_process_group()
 
 if __name__ == "__main__":

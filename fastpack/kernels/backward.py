@@ -2,7 +2,7 @@
 
 A step takes the gradient of its h from its own output and, by the weights, from the sums of the step after it, applies the cell's
 gradient, and leaves the gradients of its own sums in panels. What these say of weights and inputs is summed up afterwards, over
-many rows at once: see gradients.py. For that it stops after each piece of the steps, and is called for the next.
+many rows at once: see weights.py and inputs.py. For that it stops after each piece of the steps: see layer_gradient.py.
 
 Shares are those of the recurrence: see recurrence.py. "Later" and "before" are meant as the recurrence goes.
 """

@@ -7,7 +7,7 @@ One thread does all, or several together do one phase after another: see team.py
 some sequences; or it is many, in which shares are of hidden units. The products of a piece are one phase.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels import backward, inputs, weights
@@ -18,51 +18,6 @@ from fastpack.kernels.shares import Batch
 from fastpack.kernels.team import Team, do_phase
 
 PANELS, WEIGHTS = blocks.GRADIENT_PANELS, blocks.D_WEIGHTS
-
-
-class Call(NamedTuple):
-    """The sizes and addresses of a call, as the block has them."""
-
-    cell: int
-    F: int
-    H: int
-    P: int
-    panels: Any
-    sorted_indices: Any
-    batch_sizes: Any
-    B: int
-    T: int
-    N: int
-    x: Any
-    x_row_bytes: int
-    x_step_bytes: int
-    out: Any
-    out_row_bytes: int
-    out_step_bytes: int
-    h_0: Any
-    c_0: Any
-    saved: Any
-    d_out: Any
-    d_out_row_bytes: int
-    d_out_step_bytes: int
-    d_h_n: Any
-    d_c_n: Any
-    d_x: Any
-    d_x_row_bytes: int
-    d_x_step_bytes: int
-    d_h_0: Any
-    d_c_0: Any
-    d_weights: Any
-    piece_rows: int
-    d_sums: Any
-    other_sums: Any
-    d_projected: Any
-    unprojected: Any
-    workspace: Any
-    workspace_bytes: int
-    products: Any
-    products_bytes: int
-    together: int
 
 
 class Steps(NamedTuple):
@@ -90,8 +45,8 @@ def steps_after(call, reverse, done):
 
 
 @helper
-def part(pointer, bytes):
-    return pointer if is_null(pointer) else advance(pointer, bytes)
+def part(pointer, nbytes):
+    return pointer if is_null(pointer) else advance(pointer, nbytes)
 
 
 @helper
@@ -223,12 +178,12 @@ def layer_gradient(
     d_x_step_bytes, d_h_0, d_c_0, d_weights, piece_rows, d_sums, other_sums, d_projected, unprojected, workspace, workspace_bytes,
     products, products_bytes, together, arrivals, shares
 ):  # fmt: skip
-    given = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes, h_0, c_0, saved
-    gradients = d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n
-    wanted = d_x, d_x_row_bytes, d_x_step_bytes, d_h_0, d_c_0, d_weights
-    room = piece_rows, d_sums, other_sums, d_projected, unprojected, workspace, workspace_bytes, products, products_bytes
-    layout = sorted_indices, batch_sizes, B, T
-    call = Call(cell, F, H, P, panels, *layout, N, *given, *gradients, *wanted, *room, together)
+    call = blocks.LayerGradient(
+        cell, item_bytes, directions, F, H, P, panels, sorted_indices, batch_sizes, B, T, N, x, x_row_bytes, x_step_bytes,
+        out, out_row_bytes, out_step_bytes, h_0, c_0, saved, d_out, d_out_row_bytes, d_out_step_bytes, d_h_n, d_c_n, d_x, d_x_row_bytes,
+        d_x_step_bytes, d_h_0, d_c_0, d_weights, piece_rows, d_sums, other_sums, d_projected, unprojected, workspace, workspace_bytes,
+        products, products_bytes, together, arrivals, shares
+    )  # fmt: skip
     team = Team(arrivals, begin, end, shares)
     if item_bytes == 4:
         run_layer(call, directions, team, as_float32(workspace))

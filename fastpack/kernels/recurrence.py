@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from fastpack import blocks
 from fastpack.kernels.kernel import helper, kernel
-from fastpack.kernels.memory import advance, as_items, as_table, is_null, item_bytes_of
+from fastpack.kernels.memory import advance, as_float32, as_float64, as_items, as_table, is_null, item_bytes_of
 from fastpack.kernels.panels import saved_of, shape_of
 from fastpack.kernels.shares import (
+    Batch,
     Rows,
     States,
     first_step,
@@ -26,7 +27,7 @@ from fastpack.kernels.shares import (
     take_up,
 )
 from fastpack.kernels.simd import VECTOR
-from fastpack.kernels.team import do_phase, run_shares
+from fastpack.kernels.team import Team, do_phase
 from fastpack.kernels.tile import ROWS, Panels, Starts, Tables, ahead_tile, step_tile, wide_blocks, wide_rows
 
 AHEAD = blocks.AHEAD
@@ -223,6 +224,22 @@ def run_call(call, batch, team, workspace, common):
     run_share(panels, projection, H, batch, team, x, out, states, kept, room)
 
 
+@helper
+def run_shares(call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares):
+    # each of the shares begin..end of the sequences; where shares are of hidden units, all of them together
+    sorted_indices, batch_sizes, B, T, reverse = layout
+    together = not is_null(arrivals)
+    for share in range(begin, begin + 1 if together else end):
+        own = advance(workspace, share * workspace_bytes)
+        common = workspace if together else own
+        batch = Batch(sorted_indices, batch_sizes, B, T, reverse, 0 if together else share, 1 if together else shares)
+        team = Team(arrivals, begin, end, shares)
+        if item_bytes == 4:
+            run_call(call, batch, team, as_float32(own), as_float32(common))
+        else:
+            run_call(call, batch, team, as_float64(own), as_float64(common))
+
+
 @kernel(blocks.Recur)
 def recur(
     begin, end, cell, item_bytes, reverse, F, H, P, panels, projection, sorted_indices, batch_sizes, B, T, x, x_row_bytes, x_step_bytes,
@@ -232,4 +249,4 @@ def recur(
     rows = x, x_row_bytes, x_step_bytes, out, out_row_bytes, out_step_bytes
     call = Call(cell, F, H, P, panels, projection, *rows, h_0, c_0, h_n, c_n, c, gates)
     layout = sorted_indices, batch_sizes, B, T, reverse
-    run_shares(run_call, call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)
+    run_shares(call, layout, item_bytes, workspace, workspace_bytes, arrivals, begin, end, shares)

@@ -20,7 +20,7 @@ from fastpack.torch.bridge import PLAIN_TYPES
 from fastpack.torch.familiar import remember
 from fastpack.torch.pages import in_huge_pages
 from fastpack.torch.panels import ALIGNED, Panels
-from fastpack.torch.recurrence import FAMILIAR, division, give_back, room_for
+from fastpack.torch.recurrence import FAMILIAR, NOTHING, division, give_back, room_for
 from fastpack.torch.rows import SINGLE, STEPS_FIRST, HandOver, Rows, address_of, contiguous, int64s, place_of
 
 Place = tuple[int, int, int]  # of rows: the address of the first, the bytes from row to row and from step to step
@@ -167,14 +167,16 @@ def _run(record: Record, given: Given, found: Sequence[Tensor | None]) -> None:
     of_weights = *places[1 + count :], 0
     d_weights = array("q", [of_weights[slot] for slot in plan.slots])
     shares, together = division(plan, rows)
+    if not together:  # who has no sequences waits for those who have, and may help with the products only
+        shares = min(shares, 2 * rows.B)
     most = piece_rows(rows, CELLS[plan.cell].sums * plan.H * item)
-    sizes = plan.cell, most, 2 if most < rows.N else 1, plan.H, plan.P, item, rows.B if together else -(-rows.B // shares), shares
-    (*offsets, whole), share_bytes, products_bytes = _room(*sizes)
-    start, _, memory = room_for(1, whole)
-    d_sums, other_sums, d_projected, unprojected, workspace, products = [start + offset for offset in offsets]
+    others, share_rows = 1 if most < rows.N else 0, rows.B if together else -(-rows.B // shares)
+    (*offsets, whole), share_bytes, products_bytes = _parts(Sizes(plan.cell, plan.H, plan.P, item, most, others, share_rows, shares))
+    spare = room_for(whole)
+    d_sums, other_sums, d_projected, unprojected, workspace, products = [spare.address + offset for offset in offsets]
     if not plan.settings.proj_size:
         d_projected = unprojected = 0
-    arrivals, counters = int64s(arrivals_items(shares)) if shares > 1 else (0, None)
+    arrivals, counters = int64s(arrivals_items(shares)) if shares > 1 else NOTHING
     block = blocks.LayerGradient._make((
         *(plan.cell, item, D, plan.directions[layer * D].F, plan.H, plan.P, panels.table_of(layer)),
         *(*rows.layout, rows.B, rows.T, rows.N, *given.x, *given.out, *given.before, given.saved, *given.d_out, *given.d_after),
@@ -183,8 +185,8 @@ def _run(record: Record, given: Given, found: Sequence[Tensor | None]) -> None:
         *(1 if together else 0, arrivals, shares),
     ))  # fmt: skip
     parallel.run_on(block, shares, shares)
-    del counters  # held until here
-    give_back(memory)
+    del d_weights, counters  # held until here
+    give_back(spare)
 
 
 def piece_rows(rows: Rows, row_bytes: int) -> int:
@@ -198,14 +200,25 @@ def piece_rows(rows: Rows, row_bytes: int) -> int:
     return max(-(-rows.N // -(-rows.N // most)), min(rows.B, rows.N))
 
 
-@lru_cache(maxsize=256)
-def _room(cell: int, most: int, many: int, H: int, P: int, item_bytes: int, rows: int, shares: int) -> tuple[tuple[int, ...], int, int]:
-    """Return where the parts of the kernel's memory begin and the last one ends, and the bytes of a share of either workspace.
+class Sizes(NamedTuple):
+    """What decides how much memory the kernel needs."""
 
-    It holds gradients of sums twice where there are `many` pieces, of `most` rows, and a share has `rows` rows in a step.
-    """
+    cell: int
+    H: int
+    P: int
+    item_bytes: int
+    piece_rows: int
+    others: int  # 1 where there are other pieces: then there are gradients of sums of two at a time; else 0
+    share_rows: int  # that a share has in a step
+    shares: int
+
+
+@lru_cache(maxsize=256)
+def _parts(sizes: Sizes) -> tuple[tuple[int, ...], int, int]:
+    """Return where the parts of the kernel's memory begin and the last one ends, and the bytes of a share of either workspace."""
+    cell, H, P, item_bytes, most, others, rows, shares = sizes
     projected = (d_sums_items(blocks.LINEAR, most, P), most * H) if P != H else (0, 0)
     items = d_sums_items(cell, most, H), *projected, backward_items(rows, H, P), weight_gradient_items()
     d_sums, d_projected, unprojected, share, products = [-(-count * item_bytes // ALIGNED) * ALIGNED for count in items]
-    offsets = accumulate((0, (many - 1) * d_sums, d_sums, d_projected, unprojected, shares * share, shares * products))
+    offsets = accumulate((0, others * d_sums, d_sums, d_projected, unprojected, shares * share, shares * products))
     return tuple(offsets), share, products

@@ -154,7 +154,7 @@ def _recur_recorded(
         computed = in_huge_pages(data.new_empty(items))
         work = divided(call.panels.plan, call.rows)
         output, after = run_one(call, 0, work, call.x, computed.data_ptr())
-        give_back(work.memory)
+        give_back(work.spare)
     computed[-1] = 1  # by the kernels
     return [output, *after, computed]
 

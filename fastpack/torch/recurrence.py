@@ -40,6 +40,7 @@ FAMILIAR = "familiar"
 WORTH_WAITING = 1 << 17  # floating-point operations in a step, from which on threads may wait for each other at its end
 NOTHING = 0, None
 SPARE = 1 << 24  # bytes of memory that is kept for the next call: a new tensor takes 2 us, and 1 us for each page that went back
+SPARES = 4  # of them are kept, as for so many threads that run layers of their own
 
 _dtype, _shape, _is_cpu, _requires_grad = map(attrgetter, ("dtype", "shape", "is_cpu", "requires_grad"))
 
@@ -68,15 +69,22 @@ class Call(NamedTuple):
     dtypes: Sequence[torch.dtype] = ()  # of the results, where these are not to be of the call's own: see autocast.py
 
 
+class Spare(NamedTuple):
+    """Memory for the workspaces of one call at a time."""
+
+    address: int  # a multiple of ALIGNED
+    nbytes: int
+    memory: Any
+
+
 class Work(NamedTuple):
     """How a call is divided, and the memory that its shares need."""
 
     shares: int
     arrivals: int  # where shares are of hidden units, the address of each block's counters: see blocks.Recur; else 0
     counters: Any  # holds them
-    workspace: int  # address
     workspace_bytes: int  # of one share
-    memory: Any  # holds the workspace
+    spare: Spare  # the workspaces
 
 
 def prepare(
@@ -213,7 +221,7 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
             x = dropout(out, dropped, training=True) if dropped else out
             source, out = (x.data_ptr(), row_bytes, 0), in_huge_pages(new(*out_shape))
         run_layer(call, layer, work, source, out.data_ptr(), along(ends, layer * D, plan, rows.B))
-    give_back(work.memory)
+    give_back(work.spare)
     return out, after
 
 
@@ -243,7 +251,7 @@ def run_layer(call: Call, layer: int, work: Work, source: tuple[int, int, int], 
         states = *along(call.before, k, plan, rows.B), *along(ends, reverse, plan, rows.B)
         kept = saved_addresses(plan, rows.N, saved, reverse) if saved else (0, 0)
         counters = work.arrivals and work.arrivals + 8 * k * arrivals_items(shares)
-        room = work.workspace, work.workspace_bytes, counters, shares
+        room = work.spare.address, work.workspace_bytes, counters, shares
         parallel.run_on(blocks.Recur._make((*sizes, *layout, *source, *target, *states, *kept, *room)), shares, shares)
 
 
@@ -269,7 +277,8 @@ def divided(plan: Plan, rows: Rows) -> Work:
     shares = threads if together else min(threads, rows.B)
     share_bytes = _share_bytes(plan.cell, rows.B if together else -(-rows.B // shares), plan.H, plan.P, plan.item_bytes)
     arrivals = int64s(len(plan.directions) * arrivals_items(shares)) if together else NOTHING
-    return Work._make((shares, *arrivals, *room_for(shares, share_bytes)))
+    spare = room_for(shares * share_bytes)
+    return Work._make((shares, *arrivals, share_bytes, spare))
 
 
 def division(plan: Plan, rows: Rows) -> tuple[int, bool]:
@@ -284,39 +293,29 @@ def division(plan: Plan, rows: Rows) -> tuple[int, bool]:
     return many, is_waiting_worth_it or shares_units(plan.cell, plan.H, plan.P, plan.item_bytes, many)
 
 
-class Spare(NamedTuple):
-    """Memory for the workspaces of one call at a time."""
-
-    address: int  # a multiple of ALIGNED
-    nbytes: int
-    memory: Any
-
-
 NO_SPARE = Spare(0, 0, None)
 _spares: list[Spare] = []  # those in no call's hands
 
 
-def room_for(shares: int, share_bytes: int) -> tuple[int, int, Any]:
-    """Return the address of memory for all shares, the bytes of one, and what holds it, to be given back after the call."""
-    whole = shares * share_bytes
+def room_for(nbytes: int) -> Spare:
+    """Return memory for a call's workspaces, to be given back after it."""
     try:
-        spare = _spares.pop() if whole <= SPARE else NO_SPARE
+        spare = _spares.pop() if nbytes <= SPARE else NO_SPARE
     except IndexError:
         spare = NO_SPARE
-    if spare.nbytes < whole or not spare.address:
-        memory = in_huge_pages(torch.empty(whole + ALIGNED, dtype=torch.uint8, device="cpu"))
-        spare = Spare(_aligned(memory.data_ptr()), whole, memory)
-    return spare.address, share_bytes, spare
+    if spare.nbytes >= nbytes:
+        return spare
+    memory = in_huge_pages(torch.empty(nbytes + ALIGNED, dtype=torch.uint8, device="cpu"))
+    return Spare(-(-memory.data_ptr() // ALIGNED) * ALIGNED, nbytes, memory)
 
 
 def give_back(spare: Spare) -> None:
-    """Keep what `room_for` returned for the next call, unless it is large. It may also be let go, as where an error ended the call."""
-    if spare.nbytes <= SPARE:
+    """Keep memory for the next call, unless it is large, or as much as that many threads need at once is kept already.
+
+    It may also be let go, as where an error ended the call.
+    """
+    if spare.nbytes <= SPARE and len(_spares) < SPARES:
         _spares.append(spare)
-
-
-def _aligned(address: int) -> int:
-    return -(-address // ALIGNED) * ALIGNED
 
 
 @lru_cache(maxsize=256)

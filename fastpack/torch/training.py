@@ -39,7 +39,7 @@ def run(call: Call, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
         else:
             x, after = run_one(call, layer, work, x, 0)
         ends.append(after)
-    give_back(work.memory)
+    give_back(work.spare)
     return x, ends[0] if L == 1 else [*map(torch.cat, zip(*ends, strict=True))]
 
 
